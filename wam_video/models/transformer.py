@@ -1,0 +1,246 @@
+"""The joint video-action diffusion transformer: one stream of video, state, action and register tokens, a clock for each.
+
+`f(x_video, x_action, t_video, t_action, context)`; blocks and conditioning have Wan's shapes and names, so that Wan weights
+load by key. It predicts what its config says (velocity or clean sample); `flow.path` converts.
+"""
+
+from typing import Any
+
+import torch
+from diffusers import ModelMixin
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.attention import AttentionMixin
+from diffusers.models.cache_utils import CacheMixin
+from diffusers.models.normalization import FP32LayerNorm
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from wam_video.errors import ConfigError, one_of
+from wam_video.flow.path import PredictionType
+from wam_video.models.blocks import WAMBlock, gather_slots
+from wam_video.models.layers import ConditionEmbedder, EmbodimentLinear
+from wam_video.models.rope import rotary_angles
+from wam_video.models.tokens import TokenLayout
+from wam_video.tensors import Prediction
+
+
+class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, CacheMixin):
+    """Denoise video latents and action chunks together.
+
+    Args:
+        embodiments: `{"name", "action_dim", "state_dim"}` of each body, in the order of their ids.
+        num_views: Most cameras that a sample has; each gets a learned vector.
+        in_channels: Channels of a video latent.
+        out_channels: Channels predicted; None: as many as `in_channels`.
+        patch_size: Latent frames, rows and columns in a token.
+        num_layers: Blocks.
+        num_attention_heads: Heads of each attention.
+        attention_head_dim: Channels of a head; the width is heads times this.
+        ffn_dim: Hidden width of the feed-forward layers.
+        freq_dim: Sinusoids of the time embedding.
+        text_dim: Channels of the text embeddings.
+        num_registers: Learned tokens without content (Darcet et al. 2023).
+        cross_attn_norm: LayerNorm before cross-attention.
+        rope_theta: Base of the rotary angles.
+        rope_rate: Temporal positions a second. Wan's own: latent frames a second.
+        video_prediction: What is put out for video: "velocity" or "sample".
+        action_prediction: The same for actions.
+        residual_video: Add the last context frame to a video prediction of kind "sample", so that an untrained network
+            copies that frame and training spends itself on what changes.
+        eps: Of the norms.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["WAMBlock"]
+    _repeated_blocks = ["WAMBlock"]
+    _skip_layerwise_casting_patterns = ["patch_embedding", "condition_embedder", "norm"]
+    _keep_in_fp32_modules = ["time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"]
+
+    @register_to_config
+    def __init__(
+        self,
+        embodiments: list[dict[str, Any]] = ({"name": "none", "action_dim": 0, "state_dim": 0},),  # type: ignore[assignment]
+        num_views: int = 1,
+        in_channels: int = 16,
+        out_channels: int | None = None,
+        patch_size: tuple[int, int, int] = (1, 2, 2),
+        num_layers: int = 4,
+        num_attention_heads: int = 4,
+        attention_head_dim: int = 32,
+        ffn_dim: int = 512,
+        freq_dim: int = 256,
+        text_dim: int = 64,
+        num_registers: int = 4,
+        cross_attn_norm: bool = True,
+        rope_theta: float = 10000.0,
+        rope_rate: float = 4.0,
+        video_prediction: PredictionType = "velocity",
+        action_prediction: PredictionType = "velocity",
+        residual_video: bool = False,
+        eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        _check_options(video_prediction, action_prediction, residual_video, attention_head_dim)
+        dim = num_attention_heads * attention_head_dim
+        action_dims = [max(e["action_dim"], 1) for e in embodiments]
+        state_dims = [max(e["state_dim"], 1) for e in embodiments]
+        widths = [dim] * len(embodiments)
+        self.patch_embedding = nn.Conv3d(in_channels, dim, tuple(patch_size), tuple(patch_size))
+        self.condition_embedder = ConditionEmbedder(dim, freq_dim, text_dim)
+        self.action_embedder = EmbodimentLinear(action_dims, widths)
+        self.state_embedder = EmbodimentLinear(state_dims, widths)
+        self.no_state = nn.Parameter(torch.zeros(dim))
+        self.view_embedding = nn.Parameter(torch.zeros(num_views, dim))
+        self.registers = nn.Parameter(torch.randn(num_registers, dim) / dim**0.5)
+        self.blocks = nn.ModuleList(
+            [
+                WAMBlock(dim, ffn_dim, num_attention_heads, cross_attn_norm=cross_attn_norm, eps=eps)
+                for _ in range(num_layers)
+            ]
+        )
+        self.norm_out = FP32LayerNorm(dim, eps, elementwise_affine=False)
+        self.scale_shift_table = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
+        self.proj_out = nn.Linear(dim, (out_channels or in_channels) * patch_size[0] * patch_size[1] * patch_size[2])
+        self.action_proj_out = EmbodimentLinear(widths, action_dims, zero_init=True)
+        self.gradient_checkpointing = False
+        if residual_video:
+            nn.init.zeros_(self.proj_out.weight)
+            nn.init.zeros_(self.proj_out.bias)
+
+    @property
+    def prediction_kinds(self) -> tuple[PredictionType, PredictionType]:
+        """What is put out for video and for actions."""
+        return self.config.video_prediction, self.config.action_prediction
+
+    def forward(
+        self,
+        *,
+        latents: Float[Tensor, "b v c t h w"],
+        t_video: Float[Tensor, "b t"],
+        latent_times: Float[Tensor, "b t"],
+        text_embeds: Float[Tensor, "b s dt"],
+        embodiment: Int[Tensor, " b"],
+        actions: Float[Tensor, "b ta da"] | None = None,
+        t_action: Float[Tensor, "b ta"] | None = None,
+        action_times: Float[Tensor, "b ta"] | None = None,
+        state: Float[Tensor, "b ds"] | None = None,
+        state_mask: Bool[Tensor, "b ds"] | None = None,
+        view_mask: Bool[Tensor, "b v"] | None = None,
+        num_context: int = 1,
+    ) -> Prediction:
+        """Predict every latent frame and action of a noisy sample.
+
+        Args:
+            latents: Noisy or given latent frames; leave the future frames out where video is absent.
+            t_video: Flow time of each latent frame in [0, 1]; 0 is given.
+            latent_times: Seconds of each latent frame.
+            text_embeds: Encoded prompt, zero past its end.
+            embodiment: Id of each sample's body.
+            actions: Noisy or given actions, normalised, padded to the widest embodiment; None: absent.
+            t_action: Flow time of each action in [0, 1].
+            action_times: Seconds of each action.
+            state: Normalised proprioception at time 0; None: unknown.
+            state_mask: Real dimensions of `state`; a sample without any has no state.
+            view_mask: False for cameras that a sample does not have; their tokens are not attended to.
+            num_context: Latent frames that are context; the last one is what `residual_video` adds.
+        """
+        batch, views, _, frames, height, width = latents.shape
+        if actions is None or t_action is None or action_times is None:
+            actions = None
+            t_action = action_times = t_video.new_zeros(batch, 0)
+        patch = self.config.patch_size
+        layout = TokenLayout(
+            views=views,
+            frames=frames // patch[0],
+            height=height // patch[1],
+            width=width // patch[2],
+            state=1,
+            actions=t_action.shape[1],
+            registers=self.config.num_registers,
+        )
+        slots = layout.slots.to(latents.device)
+        positions = layout.positions(latent_times, action_times, self.config.rope_rate)
+        rotary = rotary_angles(positions, self.config.attention_head_dim, self.config.rope_theta)
+        time, modulation, text = self.condition_embedder(layout.slot_times(t_video, t_action), text_embeds)
+        x = self._embed(latents, actions, state, state_mask, embodiment)
+        mask = _view_attention_mask(layout, view_mask)
+        for block in self.blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                x = self._gradient_checkpointing_func(block, x, text, modulation, slots, rotary, mask)
+            else:
+                x = block(x, text, modulation, slots, rotary, mask)
+        return self._read_out(x, time, slots, layout, latents, embodiment, num_context)
+
+    def _embed(
+        self,
+        latents: Float[Tensor, "b v c t h w"],
+        actions: Float[Tensor, "b ta da"] | None,
+        state: Float[Tensor, "b ds"] | None,
+        state_mask: Bool[Tensor, "b ds"] | None,
+        embodiment: Int[Tensor, " b"],
+    ) -> Float[Tensor, "b n d"]:
+        batch, views = latents.shape[:2]
+        x = self.patch_embedding(rearrange(latents, "b v c t h w -> (b v) c t h w"))
+        x = rearrange(x, "(b v) d t h w -> b t v (h w) d", v=views)
+        x = rearrange(x + self.view_embedding[:views, None], "b t v n d -> b (t v n) d")
+        if state is None or state_mask is None:
+            state_token = self.no_state.to(x).expand(batch, 1, -1)
+        else:
+            token = self.state_embedder(state[:, None].to(x), embodiment)
+            state_token = torch.where(state_mask.any(-1)[:, None, None], token, self.no_state.to(x))
+        parts = [x, state_token]
+        if actions is not None:
+            parts.append(self.action_embedder(actions.to(x), embodiment))
+        return torch.cat([*parts, self.registers.to(x).expand(batch, -1, -1)], dim=1)
+
+    def _read_out(
+        self,
+        x: Float[Tensor, "b n d"],
+        time: Float[Tensor, "b m d"],
+        slots: Int[Tensor, " n"],
+        layout: TokenLayout,
+        latents: Float[Tensor, "b v c t h w"],
+        embodiment: Int[Tensor, " b"],
+        num_context: int,
+    ) -> Prediction:
+        shift, scale = (self.scale_shift_table[:, None] + time.float()[:, :, None]).type_as(x).unbind(2)
+        x = torch.addcmul(gather_slots(shift, slots), self.norm_out(x), gather_slots(1 + scale, slots))
+        pt, ph, pw = self.config.patch_size
+        video = rearrange(
+            self.proj_out(x[:, : layout.num_video]),
+            "b (t v h w) (pt ph pw c) -> b v c (t pt) (h ph) (w pw)",
+            v=layout.views,
+            h=layout.height,
+            w=layout.width,
+            pt=pt,
+            ph=ph,
+            pw=pw,
+        )
+        if self.config.residual_video:
+            video = video + latents[:, :, :, num_context - 1 : num_context]
+        actions = None
+        if layout.actions:
+            actions = self.action_proj_out(x[:, layout.action_slice], embodiment)
+        return Prediction(video=video, actions=actions)
+
+
+def _view_attention_mask(layout: TokenLayout, view_mask: Bool[Tensor, "b v"] | None) -> Bool[Tensor, "b 1 1 n"] | None:
+    """Hide the tokens of absent cameras from everyone; None (the fast path) if every sample has every camera."""
+    if view_mask is None:
+        return None
+    sites = layout.height * layout.width
+    video = view_mask[:, None, :, None].expand(-1, layout.frames, -1, sites).flatten(1)
+    rest = video.new_ones(video.shape[0], layout.num_tokens - layout.num_video)
+    return torch.cat([video, rest], dim=1)[:, None, None]
+
+
+def _check_options(video_kind: str, action_kind: str, residual: bool, head_dim: int) -> None:
+    for what, kind in (("video_prediction", video_kind), ("action_prediction", action_kind)):
+        if kind not in PredictionType.__args__:
+            raise ConfigError(one_of(f"model.{what}", kind, PredictionType.__args__))
+    if residual and video_kind != "sample":
+        raise ConfigError(f"model.residual_video needs video_prediction 'sample', not {video_kind!r}")
+    if head_dim % 2 or head_dim < 6:
+        raise ConfigError(f"model.attention_head_dim is {head_dim}; allowed: even, 6 or more (rotary pairs on three axes)")
