@@ -1,0 +1,42 @@
+"""What every source does with its options and with names that can't stand in a shard."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from wam_video.errors import ConfigError, one_of
+
+C = TypeVar("C")
+
+
+def build_options(schema: type[C], source: str, options: Mapping[str, Any]) -> C:
+    """Fill the frozen dataclass `schema` from options that may come as text from a command line.
+
+    Raises:
+        ConfigError: An option is unknown or its value can't be read as its type.
+    """
+    types = {f.name: f.type for f in fields(schema)}  # type: ignore[arg-type]
+    values = {}
+    for key, value in options.items():
+        if key not in types:
+            raise ConfigError(one_of(f"option of source {source!r}", key, types))
+        values[key] = _convert(source, key, types[key], value)
+    return schema(**values)
+
+
+def safe_name(text: str, default: str = "unnamed") -> str:
+    """Return `text` with everything that a shard's names can't hold (dots, spaces, ...) turned into `_`."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", text).strip("_-") or default
+
+
+def _convert(source: str, key: str, kind: Any, value: Any) -> Any:
+    if kind == tuple[str, ...]:
+        parts = value.split(",") if isinstance(value, str) else value
+        return tuple(part.strip() for part in parts if part.strip())
+    if kind in (float, float | None):
+        try:
+            return float(value)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"option {key} of source {source!r} is {value!r}; it must be a number") from error
+    return str(value)
