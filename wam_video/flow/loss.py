@@ -127,7 +127,9 @@ def loss_terms(
     video_sum = video_count = action_sum = action_count = zero
     if prediction.video is not None and sample.video_mask is not None and sample.clean.video is not None:
         error = _squared_error(config, prediction.video, sample, "video", kinds[0])
-        weight = rearrange(sample.video_mask, "b v t -> b v 1 t 1 1") * motion_weights(config, sample.clean.video, num_context)
+        weight = rearrange(sample.video_mask, "b v t -> b v 1 t 1 1") * motion_weights(
+            config, sample.clean.video, num_context
+        )
         video_sum, video_count = (error * weight).flatten(1).sum(1), weight.expand_as(error).flatten(1).sum(1)
     if prediction.actions is not None and sample.action_mask is not None:
         error = _squared_error(config, prediction.actions, sample, "actions", kinds[1])

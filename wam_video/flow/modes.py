@@ -97,7 +97,10 @@ def path_grid(spec: ModeSpec, config: PathConfig) -> Float[Tensor, "steps 2"]:
     lead = config.action_lead if spec.gives_video else 1.0
     clocks = {
         Role.GIVEN: (torch.zeros_like(s), torch.zeros_like(s)),
-        Role.GENERATE: (shift_time(1 - s, config.shift_video), shift_time((1 - lead * s).clamp(min=0), config.shift_action)),
+        Role.GENERATE: (
+            shift_time(1 - s, config.shift_video),
+            shift_time((1 - lead * s).clamp(min=0), config.shift_action),
+        ),
         Role.UNKNOWN: (torch.ones_like(s), torch.ones_like(s)),
         Role.ABSENT: (torch.ones_like(s), torch.ones_like(s)),
     }

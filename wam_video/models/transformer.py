@@ -243,4 +243,6 @@ def _check_options(video_kind: str, action_kind: str, residual: bool, head_dim: 
     if residual and video_kind != "sample":
         raise ConfigError(f"model.residual_video needs video_prediction 'sample', not {video_kind!r}")
     if head_dim % 2 or head_dim < 6:
-        raise ConfigError(f"model.attention_head_dim is {head_dim}; allowed: even, 6 or more (rotary pairs on three axes)")
+        raise ConfigError(
+            f"model.attention_head_dim is {head_dim}; allowed: even, 6 or more (rotary pairs on three axes)"
+        )

@@ -102,7 +102,9 @@ def encode(codec: Codec, video: Float[Tensor, "b v 3 f h w"]) -> Float[Tensor, "
     views, side = video.shape[1], spatial_factor(codec)
     num_latents(codec, video.shape[3])
     if video.shape[4] % side or video.shape[5] % side:
-        raise ConfigError(f"frames are {video.shape[4]}x{video.shape[5]}; the codec needs multiples of {side}; resize the data")
+        raise ConfigError(
+            f"frames are {video.shape[4]}x{video.shape[5]}; the codec needs multiples of {side}; resize the data"
+        )
     flat = rearrange(video, "b v c f h w -> (b v) c f h w")
     if isinstance(codec, PixelCodec):
         latents = codec.encode(flat)

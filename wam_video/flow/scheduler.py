@@ -1,0 +1,104 @@
+"""The settings that a checkpoint samples with: the `scheduler/` folder of a pipeline. It holds numbers, no state."""
+
+from collections.abc import Mapping
+
+from diffusers import SchedulerMixin
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+
+from wam_video.errors import ConfigError, one_of
+from wam_video.flow.modes import POLICY_PATHS, PathConfig
+from wam_video.flow.solvers import Solver
+
+GUIDED = ("video", "actions")
+
+
+class WAMScheduler(SchedulerMixin, ConfigMixin):
+    """How paths across the noise square are cut and walked when a call does not say otherwise.
+
+    A diffusers scheduler by its base class, so that it is saved and loaded like one; the steps themselves are taken by
+    `flow.solvers.sample`, which keeps nothing between calls.
+
+    Args:
+        num_inference_steps: Steps of a path; `heun` evaluates the network twice a step.
+        solver: `euler`, `heun` or `ab2`.
+        shift_video: Moves the video clock towards noise (`flow.path.shift_time`); 1 leaves it.
+        shift_action: The same for actions.
+        action_lead: Where both are generated, the actions are done after 1 / `action_lead` of the path.
+        guidance_scale: Classifier-free guidance by prompt, one number or `{"video": ..., "actions": ...}`; 1 is none.
+        policy_path: What `policy` does with the future video: `unknown`, `absent` or `joint`.
+
+    Raises:
+        ConfigError: A value is out of range.
+    """
+
+    order = 1
+
+    @register_to_config
+    def __init__(
+        self,
+        num_inference_steps: int = 8,
+        solver: str = "euler",
+        shift_video: float = 1.0,
+        shift_action: float = 1.0,
+        action_lead: float = 1.0,
+        guidance_scale: float | dict[str, float] = 1.0,
+        policy_path: str = "unknown",
+    ) -> None:
+        check_solver(solver)
+        check_policy_path(policy_path)
+        guidance_scales(guidance_scale)
+        for what, shift in (("shift_video", shift_video), ("shift_action", shift_action)):
+            if not shift > 0:
+                raise ConfigError(f"{what} is {shift}; allowed: above 0 (1 leaves the clock as it is)")
+        PathConfig(num_inference_steps=num_inference_steps, action_lead=action_lead)
+
+    def path(self, num_inference_steps: int | None = None) -> PathConfig:
+        """Return how a path is cut, with the checkpoint's number of steps or the given one."""
+        return PathConfig(
+            num_inference_steps=self.config.num_inference_steps if num_inference_steps is None else num_inference_steps,
+            shift_video=self.config.shift_video,
+            shift_action=self.config.shift_action,
+            action_lead=self.config.action_lead,
+        )
+
+
+def check_solver(name: str) -> str:
+    """Return `name` if there is such a solver.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if name not in Solver.__args__:
+        raise ConfigError(one_of("solver", name, Solver.__args__))
+    return name
+
+
+def check_policy_path(name: str) -> str:
+    """Return `name` if there is such a way to act.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if name not in POLICY_PATHS:
+        raise ConfigError(one_of("policy_path", name, POLICY_PATHS))
+    return name
+
+
+def guidance_scales(scale: float | Mapping[str, float]) -> tuple[float, float]:
+    """Return the guidance scales of video and of actions; a modality that a mapping leaves out is not guided.
+
+    Raises:
+        ConfigError: An unknown modality, or a negative scale.
+    """
+    if isinstance(scale, Mapping):
+        for key in scale:
+            if key not in GUIDED:
+                raise ConfigError(one_of("guidance_scale key", key, GUIDED))
+        scales = tuple(float(scale.get(part, 1.0)) for part in GUIDED)
+    else:
+        scales = (float(scale), float(scale))
+    if not all(value >= 0 for value in scales):
+        raise ConfigError(
+            f"guidance_scale is {scale}; allowed: 0 or more (1 is none), or one for each of 'video', 'actions'"
+        )
+    return scales[0], scales[1]
