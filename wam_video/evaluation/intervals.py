@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-Statistic = Callable[[Float[Tensor, "*n *k"]], Float[Tensor, "*n m"]]
+Statistic = Callable[[Float[Tensor, "..."]], Float[Tensor, "*n m"]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class BootstrapConfig:
     seed: int = 0
 
 
-def episode_sums(sums: Float[Tensor, "b *k"], episodes: Sequence[str]) -> Float[Tensor, "e *k"]:
+def episode_sums(sums: Float[Tensor, "b ..."], episodes: Sequence[str]) -> Float[Tensor, "e ..."]:
     """Add the windows of each episode; episodes in sorted order, so that the order of windows doesn't matter."""
     names = sorted(set(episodes))
     row = {name: i for i, name in enumerate(names)}
@@ -54,7 +54,7 @@ def draw_counts(num_episodes: int, config: BootstrapConfig) -> Int[Tensor, "draw
 
 
 def estimate(
-    sums: Float[Tensor, "b *k"], episodes: Sequence[str], statistic: Statistic, config: BootstrapConfig | None = None
+    sums: Float[Tensor, "b ..."], episodes: Sequence[str], statistic: Statistic, config: BootstrapConfig | None = None
 ) -> list[Estimate]:
     """Return the figures of all windows' added sums and their percentile intervals over episodes.
 
@@ -81,7 +81,7 @@ def estimate(
             high=_finite(high),
             num_windows=len(episodes),
             num_episodes=len(by_episode),
-        )  # fmt: skip
+        )
         for value, low, high in columns
     ]
 

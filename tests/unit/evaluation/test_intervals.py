@@ -58,4 +58,5 @@ def test_one_episode_has_no_interval_and_an_undefined_score_no_value() -> None:
 
 def test_each_draw_draws_as_many_episodes_as_there_are() -> None:
     counts = draw_counts(9, BootstrapConfig(num_draws=20))
-    assert counts.shape == (20, 9) and torch.equal(counts.sum(1), torch.full((20,), 9))
+    assert counts.shape == (20, 9)
+    assert torch.equal(counts.sum(1), torch.full((20,), 9))

@@ -97,7 +97,8 @@ def test_small_images_have_no_ssim() -> None:
     scores = metrics.video_scores(
         metrics.video_sums(video, video, video[:, :, 0], torch.ones(1, 1, 1, dtype=torch.bool)).sum(0)
     )
-    assert math.isnan(scores["ssim"].item()) and scores["psnr"].item() == metrics.PSNR_CAP
+    assert math.isnan(scores["ssim"].item())
+    assert scores["psnr"].item() == metrics.PSNR_CAP
 
 
 def _actions(n: int = 50) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -134,7 +135,9 @@ def test_the_mean_of_the_targets_has_r2_zero_and_padding_and_constant_dimensions
         metrics.action_sums(*wide, wide_mask, torch.zeros(5)).sum(0), torch.cat([scale, torch.zeros(2)])
     )
     assert padded["nrmse"].item() == pytest.approx(overall["nrmse"].item(), abs=1e-6)
-    assert math.isnan(each["r2"][3].item()) and each["mae"][3].item() == 0.0 and math.isnan(each["mae"][4].item())
+    assert math.isnan(each["r2"][3].item())
+    assert each["mae"][3].item() == 0.0
+    assert math.isnan(each["mae"][4].item())
 
 
 def test_the_centre_changes_no_score() -> None:
