@@ -50,7 +50,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 def column_names(path: Path) -> list[str]:
     """Return the columns of a Parquet file without reading its rows."""
-    with _parquet_errors(path):
+    with _ParquetErrors(path):
         return list(_parquet().read_schema(path).names)
 
 
@@ -67,18 +67,20 @@ def read_rows(path: Path, columns: Sequence[str], episode: int | None = None) ->
     """
     present = [name for name in columns if name in column_names(path)]
     filters = None if episode is None else [("episode_index", "=", episode)]
-    with _parquet_errors(path):
+    with _ParquetErrors(path):
         return _parquet().read_table(path, columns=present, filters=filters).to_pydict()
 
 
 def iterate_column(path: Path, column: str, episode: int | None) -> Iterator[Any]:
     """Yield one column's values a few rows at a time, for columns of images that would not fit into memory."""
     wanted = [column] if episode is None else [column, "episode_index"]
-    with _parquet_errors(path):
+    with _ParquetErrors(path):
         file = _parquet().ParquetFile(path)
         for batch in file.iter_batches(batch_size=16, columns=wanted):
             values = batch.column(0) if episode is None else batch.column(batch.schema.get_field_index(column))
-            episodes = None if episode is None else batch.column(batch.schema.get_field_index("episode_index")).to_pylist()
+            episodes = (
+                None if episode is None else batch.column(batch.schema.get_field_index("episode_index")).to_pylist()
+            )
             for row in range(batch.num_rows):
                 if episodes is None or episodes[row] == episode:
                     yield values[row].as_py()
@@ -97,7 +99,7 @@ def as_matrix(values: Sequence[Any]) -> Float[np.ndarray, "t d"]:
     return matrix.reshape(len(values), -1).astype(np.float32)
 
 
-class _parquet_errors:
+class _ParquetErrors:
     """Turns the many errors of a broken Parquet file into one `DataError` that names it."""
 
     def __init__(self, path: Path) -> None:
