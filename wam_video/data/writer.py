@@ -1,0 +1,301 @@
+"""Episodes to a folder of shards: all of it appears at once, whole, or not at all."""
+
+import errno
+import hashlib
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from wam_video.data.encode import EncodedEpisode, config_options, encode_episode
+from wam_video.data.manifest import Manifest, SampleEntry, ShardEntry, Skipped, hash_file, save_manifest
+from wam_video.data.schema import EmbodimentSpec, Episode, check_name
+from wam_video.data.video import FITS
+from wam_video.errors import ConfigError, DataError, one_of
+
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriterConfig:
+    """What the shards of one dataset look like."""
+
+    dataset: str
+    height: int
+    """Stored pixels, even."""
+    width: int
+    """Stored pixels, even."""
+    fps: float | None = None
+    """Stored frames per second; None keeps each recording's own."""
+    clip_frames: int = 256
+    """Longer episodes are cut into clips of about so many stored frames."""
+    clip_overlap_frames: int = 0
+    """Frames that a clip shares with the one before it."""
+    val_fraction: float = 0.1
+    """Share of the episodes for the split `val`, drawn by a hash of their ids; 0 for none."""
+    shard_bytes: int = 256 << 20
+    """A shard is closed once it is at least this large."""
+    fit: str = "pad"
+    """How another aspect ratio is met: `pad`, `crop` or `stretch`."""
+    crf: int = 18
+    gop: int = 8
+    """Frames between keyframes, at most 8."""
+    licence: str = "unknown"
+    source: str = "unknown"
+    """Where the recordings come from, for people."""
+    converter: str = "unknown"
+    """Which program and version parsed them."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """The converter's own options, for the manifest."""
+
+    def __post_init__(self) -> None:
+        check_name("dataset", self.dataset)
+        if self.fit not in FITS:
+            raise ConfigError(one_of("fit", self.fit, FITS))
+        for what, value, low, high in (
+            ("height", self.height, 2, 8192),
+            ("width", self.width, 2, 8192),
+            ("clip_frames", self.clip_frames, 2, 100_000),
+            ("clip_overlap_frames", self.clip_overlap_frames, 0, self.clip_frames - 1),
+            ("val_fraction", self.val_fraction, 0, 1),
+            ("shard_bytes", self.shard_bytes, 1, 1 << 40),
+            ("crf", self.crf, 0, 51),
+            ("gop", self.gop, 1, 8),
+            ("fps", self.fps if self.fps is not None else 1, 0.01, 1000),
+        ):
+            if not low <= value <= high:
+                raise ConfigError(f"{what} is {value}; allowed: {low} to {high}")
+        if self.height % 2 or self.width % 2:
+            raise ConfigError(f"stored size is {self.height}x{self.width}; H.264 needs an even height and width")
+
+
+class ShardWriter:
+    """Write episodes as shards into `<output>.partial`, which becomes `<output>` when the `with` block ends well.
+
+    After any error, an interrupt or a full disk included, nothing is left. Encoding is the slow part: run the pure
+    `encode_episode` in threads and `add` the results in order; the bytes are the same as from `write`.
+    """
+
+    def __init__(self, output: Path | str, config: WriterConfig) -> None:
+        """Prepare to write; the folder is made on entry.
+
+        Raises:
+            DataError: `output`, or a partial folder beside it, exists already.
+        """
+        self.output, self.config = Path(output), config
+        self._partial = self.output.with_name(self.output.name + ".partial")
+        self._shards: dict[str, _Shard] = {}
+        self._done: list[ShardEntry] = []
+        self._embodiments: dict[str, EmbodimentSpec] = {}
+        self._episodes: dict[str, str] = {}
+        self._skipped: list[Skipped] = []
+        self._notes: Counter[str] = Counter()
+        for path in (self.output, self._partial):
+            if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+                raise DataError(f"output {str(path)!r} exists already; remove it or choose another folder")
+
+    def __enter__(self) -> Self:
+        with _disk(self._partial):
+            self._partial.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                with _disk(self._partial):
+                    self._finish()
+        finally:
+            for shard in self._shards.values():
+                shard.abandon()
+            shutil.rmtree(self._partial, ignore_errors=True)
+
+    def write(self, episode: Episode) -> None:
+        """Encode and add one recording.
+
+        Raises:
+            DataError: The recording can't be used (nothing of it was written, and writing may go on), or the disk is full.
+        """
+        self.add(encode_episode(episode, self.config))
+
+    def add(self, encoded: EncodedEpisode) -> None:
+        """Append an encoded recording to the shards of its split.
+
+        Raises:
+            DataError: Its id was there before, its embodiment differs from an earlier one of the same name, or the disk is full.
+        """
+        spec = encoded.embodiment
+        if encoded.episode_id in self._episodes:
+            raise DataError(f"episode id {encoded.episode_id!r} came twice; ids must be unique in a dataset")
+        if self._embodiments.setdefault(spec.name, spec) != spec:
+            known = self._embodiments[spec.name]
+            raise DataError(
+                f"episode {encoded.episode_id!r}: embodiment {spec.name!r} has other dims, rates or names than before "
+                f"({spec} against {known}); give it another name, or set fps"
+            )
+        split = "val" if _hash01(encoded.episode_id) < self.config.val_fraction else "train"
+        self._episodes[encoded.episode_id] = split
+        self._notes.update(encoded.notes)
+        with _disk(self._partial):
+            for clip in encoded.clips:
+                entry = SampleEntry(
+                    key=clip.key,
+                    offset=0,
+                    bytes=0,
+                    num_frames=clip.num_frames,
+                    num_actions=clip.num_actions,
+                    embodiment=spec.name,
+                    episode_id=encoded.episode_id,
+                )
+                self._append(split, entry, clip.members)
+
+    def skip(self, episode_id: str, reason: str) -> None:
+        """Record in the manifest that a recording was left out, and why."""
+        self._skipped.append(Skipped(episode_id=episode_id, reason=reason))
+
+    def _append(self, split: str, entry: SampleEntry, members: Mapping[str, bytes]) -> None:
+        if split not in self._shards:
+            number = sum(shard.split == split for shard in self._done)
+            self._shards[split] = _Shard(self._partial / f"{self.config.dataset}-{split}-{number:06d}.tar", split)
+        shard = self._shards[split]
+        shard.append(entry, members)
+        if shard.size >= self.config.shard_bytes:
+            self._close(split)
+
+    def _close(self, split: str) -> None:
+        self._done.append(self._shards[split].close())
+        del self._shards[split]
+
+    def _finish(self) -> None:
+        if not self._episodes:
+            why = (
+                f" ({len(self._skipped)} skipped, the first because {self._skipped[0].reason})" if self._skipped else ""
+            )
+            raise DataError(f"no episode to write to {str(self.output)!r}{why}; check the source and its options")
+        for split in list(self._shards):
+            self._close(split)
+        self._mend_splits()
+        self._done.sort(key=lambda shard: shard.name)
+        manifest = Manifest(
+            dataset=self.config.dataset,
+            converter=self.config.converter,
+            options=config_options(self.config),
+            embodiments=dict(sorted(self._embodiments.items())),
+            shards=tuple(self._done),
+            counts=self._counts(),
+            skipped=tuple(self._skipped),
+            notes=dict(sorted(self._notes.items())),
+        )
+        save_manifest(manifest, self._partial)
+        from wam_video.data.normalize import compute_stats, save_stats
+
+        save_stats(compute_stats(self._partial), self._partial)
+        if self.output.is_dir():
+            self.output.rmdir()
+        self._partial.rename(self.output)
+
+    def _mend_splits(self) -> None:
+        """Give each wanted split at least one episode, which few episodes do not get from their hashes."""
+        wanted = [
+            s
+            for s, share in zip(SPLITS, (1 - self.config.val_fraction, self.config.val_fraction), strict=True)
+            if share > 0
+        ]
+        empty = [split for split in wanted if split not in self._episodes.values()]
+        if not empty or len(self._episodes) < 2:
+            return
+        moved = (min if empty[0] == "val" else max)(self._episodes, key=lambda name: (_hash01(name), name))
+        self._episodes[moved] = empty[0]
+        old, self._done = self._done, []
+        for shard in old:
+            path = self._partial / shard.name
+            path.rename(path.with_suffix(".old"))
+        for shard in old:
+            for entry in shard.samples:
+                members = _read_back(self._partial / f"{Path(shard.name).stem}.old", entry)
+                self._append(self._episodes[entry.episode_id], entry, members)
+            (self._partial / f"{Path(shard.name).stem}.old").unlink()
+        for split in list(self._shards):
+            self._close(split)
+
+    def _counts(self) -> dict[str, Any]:
+        counts: dict[str, Any] = {}
+        for split in (*SPLITS, "total"):
+            samples = [e for shard in self._done if split in (shard.split, "total") for e in shard.samples]
+            counts[split] = {
+                "episodes": sum(split in (s, "total") for s in self._episodes.values()),
+                "samples": len(samples),
+                "frames": sum(e.num_frames for e in samples),
+                "actions": sum(e.num_actions for e in samples),
+                "seconds": round(sum(e.num_frames / self._embodiments[e.embodiment].fps for e in samples), 3),
+                "bytes": sum(e.bytes for e in samples),
+            }
+        return counts
+
+
+class _Shard:
+    """One open tar whose members' offsets are noted as they are written."""
+
+    def __init__(self, path: Path, split: str) -> None:
+        from webdataset.writer import TarWriter
+
+        self._path, self._split = path, split
+        self._file = path.open("wb")
+        self._tar = TarWriter(self._file, user="", group="", mode=0o444, mtime=0, encoder=False)
+        self._entries: list[SampleEntry] = []
+
+    @property
+    def size(self) -> int:
+        return self._tar.tarstream.offset
+
+    def append(self, entry: SampleEntry, members: Mapping[str, bytes]) -> None:
+        offset = self.size
+        self._tar.write({"__key__": entry.key, **members})
+        placed = {**entry.__dict__, "offset": offset, "bytes": self.size - offset}
+        self._entries.append(SampleEntry(**placed))
+
+    def close(self) -> ShardEntry:
+        self._tar.close()
+        self._file.close()
+        size, digest = self._path.stat().st_size, hash_file(self._path)
+        return ShardEntry(
+            name=self._path.name, split=self._split, bytes=size, sha256=digest, samples=tuple(self._entries)
+        )
+
+    def abandon(self) -> None:
+        """Let go of the file after an error; its buffers may no longer fit on the disk."""
+        with suppress(OSError):
+            self._tar.close()
+        with suppress(OSError):
+            self._file.close()
+
+
+def _read_back(path: Path, entry: SampleEntry) -> dict[str, bytes]:
+    from wam_video.data.reader import parse_members
+
+    with path.open("rb") as file:
+        file.seek(entry.offset)
+        return parse_members(file.read(entry.bytes), entry.key, str(path))
+
+
+def _hash01(name: str) -> float:
+    """Return a number in [0, 1) that depends on the name alone."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+
+
+@contextmanager
+def _disk(folder: Path) -> Iterator[None]:
+    """Turn a failed write into one line that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        advice = "free some space or choose another disk" if full else "check the folder and its permissions"
+        raise DataError(
+            f"can't write to {str(folder)!r}: {error.strerror or error}; {advice}. Nothing was kept"
+        ) from error
