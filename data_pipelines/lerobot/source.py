@@ -191,7 +191,9 @@ class LeRobotSource:
         if self.columns.action is not None:
             actions = self._matrix(self.columns.action, table, notes)[: count - 1]
             notes.append("last_action_without_frame")
-        if self.columns.state is not None:
+        if self.columns.state is not None and actions is None:
+            notes.append("state_without_actions_left_out")  # state rows are timed by actions
+        elif self.columns.state is not None:
             state = self._matrix(self.columns.state, table, notes)[:count]
         if "next.reward" in table and actions is not None:
             reward = as_matrix(table["next.reward"])[: count - 1, 0]
