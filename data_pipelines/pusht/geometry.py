@@ -56,7 +56,7 @@ def surface_distance(points: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n
 
 def in_bounds(points: Float[np.ndarray, "*n 2"]) -> Bool[np.ndarray, "*n"]:
     """Say which points of the workspace the pusher's centre may be sent to."""
-    return ((points >= PUSHER_BOUNDS[0]) & (points <= PUSHER_BOUNDS[1])).all(-1)
+    return np.asarray(((points >= PUSHER_BOUNDS[0]) & (points <= PUSHER_BOUNDS[1])).all(axis=-1))
 
 
 def _lengths(starts: Float[np.ndarray, "n 2"], ends: Float[np.ndarray, "m 2"]) -> Float[np.ndarray, "n m"]:

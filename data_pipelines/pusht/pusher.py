@@ -68,7 +68,7 @@ class Pusher:
         self.rng = rng
         self.planner = Planner(push_table(), skill.step_cost, skill.lookahead)
         self._path: list[np.ndarray] = []
-        self._carrot: np.ndarray | None = None
+        self._carrot = np.full(2, np.nan)  # set to the pusher's position by the first action
         self._speed = 0.0
         self._noise = np.zeros(2)
         self._rest = 0
@@ -84,7 +84,7 @@ class Pusher:
             block: Pose of the block.
             retire: The work is done: go away from the block and stay there.
         """
-        if self._carrot is None:
+        if np.isnan(self._carrot).any():
             self._carrot = pusher.copy()
         if retire:
             self._path = self._path if self._rest < 0 else [self._away(pusher, block)]
@@ -100,9 +100,9 @@ class Pusher:
 
     def _must_plan(self, pusher: np.ndarray, block: np.ndarray) -> bool:
         if not self._path:
-            return np.linalg.norm(pusher - self._carrot) < _ARRIVED
+            return bool(np.linalg.norm(pusher - self._carrot) < _ARRIVED)
         on_the_way = len(self._path) > 1
-        return on_the_way and np.linalg.norm((block - self._planned_for)[:2]) > _TOUCHED
+        return on_the_way and bool(np.linalg.norm((block - self._planned_for)[:2]) > _TOUCHED)
 
     def _plan(self, pusher: np.ndarray, block: np.ndarray) -> None:
         skill, rng = self.skill, self.rng

@@ -211,4 +211,8 @@ def _read_options(path: str) -> dict[str, Any]:
     skills = options.get("skills")
     if isinstance(skills, dict):
         options["skills"] = tuple(f"{name}={weight}" for name, weight in skills.items())
+    elif skills is not None and not isinstance(skills, str):
+        raise DataError(
+            f"{path}: skills is {skills!r}; write a mapping of names to weights, e.g. {{expert: 1, lazy: 1}}"
+        )
     return options

@@ -157,6 +157,16 @@ def test_options_come_from_the_scheme_a_file_or_keywords_and_keywords_win(tmp_pa
 
 
 @pytest.mark.parametrize(
+    "text", ["skills: 3", "skills: [expert, lazy]", "- episodes", "skills: {expert: many}", "a: [", "3"]
+)
+def test_bad_option_files_are_one_line_errors(tmp_path, text):
+    file = tmp_path / "toy.pusht.yaml"
+    file.write_text(text)
+    with pytest.raises((ConfigError, DataError)):
+        PushTSource(file)
+
+
+@pytest.mark.parametrize(
     ("path", "options", "message"),
     [
         ("pusht:", {"episode": 3}, "Did you mean 'episodes'"),
