@@ -34,6 +34,11 @@ def _convert(source: str, key: str, kind: Any, value: Any) -> Any:
     if kind == tuple[str, ...]:
         parts = value.split(",") if isinstance(value, str) else value
         return tuple(part.strip() for part in parts if part.strip())
+    if kind is int:
+        try:
+            return int(str(value))
+        except ValueError as error:
+            raise ConfigError(f"option {key} of source {source!r} is {value!r}; it must be a whole number") from error
     if kind in (float, float | None):
         try:
             return float(value)
