@@ -1,0 +1,57 @@
+"""Imports run downward: import-linter's contracts hold, and each of them notices an import against the grain."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.policy.tree import ROOT
+
+AGAINST_THE_GRAIN = {
+    "wam_video/models/up.py": "import wam_video.training",
+    "wam_video/training/sideways.py": "import wam_video.inference",
+    "wam_video/data/out.py": "import data_pipelines.lerobot",
+    "data_pipelines/lerobot.py": "import wam_video.models",
+    "wam_video/evaluation/fakes.py": "import wam_video.testing",
+    "wam_video/evaluation/launcher.py": "import accelerate",
+    "wam_video/flow/files.py": "import safetensors",
+}
+PACKAGES = ("cli", "evaluation", "training", "inference", "models", "flow", "data")
+MODULES = ("config", "tensors", "errors", "log", "testing")
+
+
+def lint_imports(root: Path) -> subprocess.CompletedProcess[str]:
+    command = (
+        "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True, no_logo=True))"
+    )
+    environment = {"PYTHONPATH": str(root), "PATH": "", "NO_COLOR": "1"}
+    return subprocess.run([sys.executable, "-c", command], cwd=root, env=environment, capture_output=True, text=True)
+
+
+def skeleton(root: Path, extra: dict[str, str]) -> None:
+    (root / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
+    empty = [f"wam_video/{p}/__init__.py" for p in PACKAGES] + [f"wam_video/{m}.py" for m in MODULES]
+    for name in ["wam_video/__init__.py", "data_pipelines/__init__.py", *empty]:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    for name, text in extra.items():
+        (root / name).write_text(text + "\n")
+
+
+def test_imports_run_downward() -> None:
+    result = lint_imports(ROOT)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_an_empty_house_keeps_the_contracts(tmp_path: Path) -> None:
+    skeleton(tmp_path, {})
+    result = lint_imports(tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_each_contract_notices_an_import_against_the_grain(tmp_path: Path) -> None:
+    skeleton(tmp_path, AGAINST_THE_GRAIN)
+    result = lint_imports(tmp_path)
+    assert result.returncode == 1
+    assert " 0 kept" in result.stdout, result.stdout
+    for breach in ("wam_video.models.up", "wam_video.training.sideways"):
+        assert breach in result.stdout, "both breaches of the layers contract must be named"
