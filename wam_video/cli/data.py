@@ -1,0 +1,180 @@
+"""`wam-video data convert|inspect|stats|verify`: recordings into shards, and a look at what is in them."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from wam_video.cli.command import DONE, FAILED, run
+from wam_video.errors import ConfigError
+from wam_video.log import setup_logging
+
+_CONVERT_EXAMPLE = """\
+examples:
+  wam-video data convert my_lerobot_dataset --output shards/mine --size 128x128
+  wam-video data convert clips/ --format video --output shards/clips --fps 10 --workers 4
+  wam-video data convert my_lerobot_dataset --output shards/mine --dry-run"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one of the data commands and return the exit code."""
+    arguments = _parser().parse_args(argv)
+    setup_logging()
+    return arguments.command(arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="wam-video data",
+        description="Turn recordings into shards, look at them, and check them.",
+        epilog="example: wam-video data convert my_lerobot_dataset --output shards/mine",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_convert(commands)
+    shards = {"inspect": _inspect, "stats": _stats, "verify": _verify}
+    helps = {
+        "inspect": "write a page with pictures, action plots and counts; print a summary",
+        "stats": "compute stats.json again, over the train split",
+        "verify": "check hashes, decode everything, list what is wrong (exit code 1)",
+    }
+    for name, command in shards.items():
+        sub = commands.add_parser(name, help=helps[name], epilog=f"example: wam-video data {name} shards/mine")
+        sub.add_argument("shards", type=Path, metavar="SHARDS", help="folder that `convert` wrote")
+        sub.set_defaults(command=command)
+        if name == "inspect":
+            sub.add_argument("--output", type=Path, metavar="PAGE.html", help="default: SHARDS/inspect.html")
+            sub.add_argument("--clips", type=int, default=6, metavar="N", help="clips to show (default 6)")
+        if name == "verify":
+            sub.add_argument("--no-hashes", action="store_true", help="decode only")
+    return parser
+
+
+def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    sub = commands.add_parser(
+        "convert",
+        help="turn a dataset into shards",
+        description="Turn a dataset into WebDataset shards with manifest.json and stats.json.",
+        epilog=_CONVERT_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sub.set_defaults(command=_convert)
+    sub.add_argument("source", metavar="SOURCE", help="dataset folder or file")
+    sub.add_argument("--output", type=Path, required=True, metavar="SHARDS", help="folder to make")
+    sub.add_argument("--format", default="auto", metavar="NAME", help="auto, lerobot, video, ... (default auto)")
+    sub.add_argument("--size", default="256x256", metavar="HxW", help="stored height x width (default 256x256)")
+    sub.add_argument("--fit", default="pad", help="another aspect ratio: pad, crop or stretch (default pad)")
+    sub.add_argument("--fps", type=float, metavar="F", help="stored frames per second (default: as recorded)")
+    sub.add_argument("--clip-frames", type=int, default=256, metavar="N", help="cut longer episodes (default 256)")
+    sub.add_argument("--val-fraction", type=float, default=0.1, metavar="F", help="held-out share (default 0.1)")
+    sub.add_argument("--views", metavar="A,B", help="cameras to keep, in this order (default all)")
+    sub.add_argument("--name", metavar="NAME", help="name of the dataset (default: that of the output folder)")
+    sub.add_argument("--embodiment", metavar="NAME", help="name of the body (default: the dataset's own)")
+    sub.add_argument("--licence", metavar="TEXT", help="terms of the recordings (default: the dataset's own)")
+    sub.add_argument(
+        "--option", action="append", default=[], metavar="KEY=VALUE", help="of the source; see its README; repeatable"
+    )
+    sub.add_argument("--workers", type=int, default=1, metavar="N", help="encoding processes (default 1; same bytes)")
+    sub.add_argument("--limit", type=int, metavar="N", help="only the first N recordings")
+    sub.add_argument("--overwrite", action="store_true", help="replace a folder of shards that is there already")
+    sub.add_argument("--dry-run", action="store_true", help="print what would be written, write nothing")
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from wam_video import __version__
+    from wam_video.data.convert import convert, plan
+    from wam_video.data.sources import open_source
+    from wam_video.data.summary import plan_text, summary_text
+    from wam_video.data.writer import WriterConfig
+
+    height, width = _parse_size(arguments.size)
+    options = {"views": arguments.views, "embodiment": arguments.embodiment, **_parse_options(arguments.option)}
+    given = {key: value for key, value in options.items() if value is not None}
+    source = open_source(arguments.source, arguments.format, **given)
+    config = WriterConfig(
+        dataset=arguments.name or arguments.output.resolve().name,
+        height=height,
+        width=width,
+        fps=arguments.fps,
+        clip_frames=arguments.clip_frames,
+        val_fraction=arguments.val_fraction,
+        fit=arguments.fit,
+        licence=arguments.licence or source.licence or "unknown",
+        source=Path(arguments.source).name,  # not the whole path: shards must not depend on where the dataset lay
+        converter=f"wam-video {__version__} {source.name}",
+        options={"format": source.name, "limit": arguments.limit, **given},
+    )
+    if arguments.dry_run:
+        print(plan_text(plan(source, limit=arguments.limit), arguments.output, config))
+        return DONE
+    manifest = convert(
+        source,
+        arguments.output,
+        config,
+        workers=arguments.workers,
+        limit=arguments.limit,
+        overwrite=arguments.overwrite,
+    )
+    print(summary_text(manifest, arguments.output))
+    return DONE
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from wam_video.data.manifest import load_manifest
+    from wam_video.data.overview import write_page
+    from wam_video.data.summary import summary_text
+
+    page = arguments.output or arguments.shards / "inspect.html"
+    if arguments.clips < 1:
+        raise ConfigError(f"--clips is {arguments.clips}; it must be at least 1")
+    manifest = load_manifest(arguments.shards)
+    write_page(arguments.shards, page, clips=arguments.clips)
+    print(summary_text(manifest, arguments.shards))
+    print(f"page: {page}")
+    return DONE
+
+
+def _stats(arguments: argparse.Namespace) -> int:
+    from wam_video.data.normalize import compute_stats, save_stats, stats_hash
+    from wam_video.data.summary import stats_text
+
+    stats = compute_stats(arguments.shards)
+    path = save_stats(stats, arguments.shards)
+    print(stats_text(stats))
+    print(f"{path}: sha256 {stats_hash(stats)[:12]}")
+    return DONE
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from wam_video.data.manifest import load_manifest
+    from wam_video.data.verify import verify
+
+    manifest = load_manifest(arguments.shards)
+    count = 0
+    for problem in verify(arguments.shards, hashes=not arguments.no_hashes):
+        count += 1
+        print(problem)
+    samples = sum(len(shard.samples) for shard in manifest.shards)
+    verdict = f"{count} problem(s)" if count else "nothing is wrong"
+    print(f"{arguments.shards}: {len(manifest.shards)} shard(s), {samples} sample(s): {verdict}")
+    return FAILED if count else DONE
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    height, separator, width = text.lower().partition("x")
+    if not separator or not height.isdigit() or not width.isdigit():
+        raise ConfigError(f"--size is {text!r}; it must be HEIGHTxWIDTH in pixels, e.g. 128x128")
+    return int(height), int(width)
+
+
+def _parse_options(pairs: Sequence[str]) -> dict[str, str]:
+    options = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"--option is {pair!r}; it must be KEY=VALUE, e.g. --option action_key=actions")
+        options[key] = value
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

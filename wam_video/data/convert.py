@@ -1,0 +1,182 @@
+"""A source's episodes into a folder of shards: encoding in several processes, the same bytes whatever their number."""
+
+import multiprocessing
+import shutil
+import signal
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+
+from wam_video.data.encode import EncodedEpisode, encode_episode
+from wam_video.data.manifest import MANIFEST_NAME, Manifest, load_manifest
+from wam_video.data.schema import EmbodimentSpec, Episode
+from wam_video.data.sources import SkippedEpisode, Source
+from wam_video.data.writer import ShardWriter, WriterConfig
+from wam_video.errors import ConfigError, DataError
+from wam_video.log import get_logger, progress
+
+_AHEAD = 2
+"""Episodes that wait for each process, so that none is idle and memory stays bounded."""
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a conversion would read, without decoding or writing anything."""
+
+    episodes: int = 0
+    frames: int = 0
+    """As recorded, of the first view."""
+    actions: int = 0
+    seconds: float = 0.0
+    embodiments: dict[str, EmbodimentSpec] = field(default_factory=dict)
+    prompts: int = 0
+    """Different instructions."""
+    notes: dict[str, int] = field(default_factory=dict)
+    skipped: tuple[SkippedEpisode, ...] = ()
+
+
+def plan(source: Source, *, limit: int | None = None) -> Plan:
+    """Read the source's tables and headers and count what is there; see `Plan`.
+
+    Raises:
+        DataError: The source has no episodes.
+    """
+    frames = actions = episodes = 0
+    seconds = 0.0
+    embodiments: dict[str, EmbodimentSpec] = {}
+    prompts: set[str] = set()
+    notes: Counter[str] = Counter()
+    skipped = []
+    for item in _limited(source, limit):
+        if isinstance(item, SkippedEpisode):
+            skipped.append(item)
+            continue
+        episodes += 1
+        times = next(iter(item.views.values())).times
+        frames += len(times)
+        seconds += len(times) / item.embodiment.fps
+        actions += 0 if item.actions is None else len(item.actions)
+        embodiments.setdefault(item.embodiment.name, item.embodiment)
+        prompts.update(item.prompts)
+        notes.update({*source.notes, *item.notes})
+    if not episodes and not skipped:
+        raise DataError(f"source {source.name!r} has no episodes; check the path and the options")
+    return Plan(
+        episodes=episodes,
+        frames=frames,
+        actions=actions,
+        seconds=seconds,
+        embodiments=embodiments,
+        prompts=len(prompts),
+        notes=dict(sorted(notes.items())),
+        skipped=tuple(skipped),
+    )
+
+
+def convert(
+    source: Source,
+    output: Path | str,
+    config: WriterConfig,
+    *,
+    workers: int = 1,
+    limit: int | None = None,
+    overwrite: bool = False,
+) -> Manifest:
+    """Write the episodes of `source` as shards with manifest and statistics; the folder appears whole or not at all.
+
+    Args:
+        source: Where the recordings come from.
+        output: Folder to make.
+        config: What the shards look like.
+        workers: Processes that decode and encode; the bytes do not depend on their number.
+        limit: Stop after so many recordings, skipped ones included.
+        overwrite: Replace a folder of shards that is there already, once the new one is complete.
+
+    Returns:
+        The manifest that was written. A recording that can't be used is under `skipped` there, with the reason.
+
+    Raises:
+        ConfigError: `workers` or `limit` is not positive.
+        DataError: The output exists, no recording can be used, or the disk is full; then nothing is left behind.
+    """
+    output = Path(output)
+    if workers < 1 or (limit is not None and limit < 1):
+        raise ConfigError(f"workers is {workers} and limit is {limit}; both must be at least 1")
+    target = _replacement(output) if overwrite and output.exists() else output
+    if output.exists() and target is output and (not output.is_dir() or any(output.iterdir())):
+        raise DataError(f"output {str(output)!r} exists already; give another folder, or --overwrite to replace shards")
+    with ShardWriter(target, config) as writer:
+        items = _limited(source, limit)
+        total = source.len_hint if limit is None else min(limit, source.len_hint or limit)
+        for result in progress(_encoded(items, config, workers), total=total, what="episodes"):
+            if isinstance(result, SkippedEpisode):
+                _log.warning("skipped %s: %s", result.episode_id, result.reason)
+                writer.skip(result.episode_id, result.reason)
+            else:
+                writer.add(replace(result, notes=tuple(sorted({*source.notes, *result.notes}))))
+    if target is not output:
+        shutil.rmtree(output)
+        target.rename(output)
+    return load_manifest(output)
+
+
+def _replacement(output: Path) -> Path:
+    """Return where to build the replacement of a folder of shards; anything else is not ours to delete."""
+    if output.is_dir() and not any(output.iterdir()):
+        return output
+    if not (output / MANIFEST_NAME).is_file():
+        raise DataError(f"output {str(output)!r} exists and is no folder of shards; --overwrite replaces only shards")
+    return output.with_name(output.name + ".replacing")
+
+
+def _limited(source: Source, limit: int | None) -> Iterator[Episode | SkippedEpisode]:
+    return islice(source.episodes(), limit)
+
+
+def _encoded(
+    items: Iterable[Episode | SkippedEpisode], config: WriterConfig, workers: int
+) -> Iterator[EncodedEpisode | SkippedEpisode]:
+    """Yield the items encoded, in their order."""
+    if workers == 1:
+        for item in items:
+            yield _encode(item, config)
+        return
+    # spawned, not forked: decoders hold threads and locks that a fork would copy in a broken state
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_ignore_interrupt)
+    waiting: deque[Future[EncodedEpisode | SkippedEpisode]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(_encode, item, config))
+            if len(waiting) >= _AHEAD * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise DataError(
+            f"one of {workers} encoding processes died, most likely for lack of memory; give fewer --workers"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _encode(item: Episode | SkippedEpisode, config: WriterConfig) -> EncodedEpisode | SkippedEpisode:
+    """Encode one recording, or say why it can't be."""
+    if isinstance(item, SkippedEpisode):
+        return item
+    try:
+        return encode_episode(item, config)
+    except DataError as error:
+        reason = str(error).removeprefix(f"episode {item.episode_id!r}: ")
+        return SkippedEpisode(episode_id=item.episode_id, reason=reason)
+
+
+def _ignore_interrupt() -> None:
+    """Leave Ctrl-C to the parent, which stops its processes itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
