@@ -1,0 +1,71 @@
+"""Whether the parts of a checkpoint belong together."""
+
+from diffusers import AutoencoderKLWan
+from transformers import PreTrainedModel
+
+from wam_video.data.processor import WAMProcessor
+from wam_video.errors import CheckpointError, ConfigError
+from wam_video.models import video_codec
+from wam_video.models.transformer import WAMTransformer
+from wam_video.models.video_codec import PixelCodec
+
+
+def check_components(
+    transformer: WAMTransformer,
+    codec: PixelCodec | AutoencoderKLWan,
+    text_encoder: PreTrainedModel | None,
+    processor: WAMProcessor,
+) -> None:
+    """Check that network, codec, text encoder and processor are of one model.
+
+    Raises:
+        CheckpointError: They are not; the message says which numbers differ.
+    """
+    _check_embodiments(transformer, processor)
+    config, channels = transformer.config, video_codec.latent_channels(codec)
+    if channels != config.in_channels:
+        raise CheckpointError(
+            f"vae has {channels} latent channels, transformer reads {config.in_channels}; they are of two models"
+        )
+    if processor.num_views > config.num_views:
+        raise CheckpointError(
+            f"processor has {processor.num_views} views, transformer at most {config.num_views}; they are of two models"
+        )
+    width = getattr(getattr(text_encoder, "config", None), "d_model", config.text_dim)
+    if width != config.text_dim:
+        raise CheckpointError(
+            f"text_encoder is {width} wide, transformer reads {config.text_dim}; they are of two models"
+        )
+    window, side = processor.window, video_codec.spatial_factor(codec)
+    try:
+        context = video_codec.num_latents(codec, window.num_context_frames)
+        total = video_codec.num_latents(codec, window.num_context_frames + window.num_future_frames)
+    except ConfigError as error:
+        raise CheckpointError(f"the processor's window does not fit the vae: {error}") from error
+    frames, rows, columns = config.patch_size
+    for what, length, step in (
+        ("context latents", context, frames),
+        ("latents", total, frames),
+        ("height", window.height, side * rows),
+        ("width", window.width, side * columns),
+    ):
+        if length is not None and length % step:
+            raise CheckpointError(
+                f"the processor's window has {what} {length}; vae and transformer need a multiple of {step}"
+            )
+
+
+def _check_embodiments(transformer: WAMTransformer, processor: WAMProcessor) -> None:
+    keys = ("name", "action_dim", "state_dim")
+    network = [tuple(body[key] for key in keys) for body in transformer.config.embodiments]
+    known = [tuple(body[key] for key in keys) for body in processor.config.embodiments]
+    for i, (ours, theirs) in enumerate(zip(network, known, strict=False)):
+        if ours != theirs:
+            raise CheckpointError(
+                f"embodiment {i} (name, action_dim, state_dim) is {ours} in transformer and {theirs} in processor; "
+                "they are of two models"
+            )
+    if len(network) != len(known):
+        raise CheckpointError(
+            f"transformer has {len(network)} embodiments, processor {len(known)}; they are of two models"
+        )

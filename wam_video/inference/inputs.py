@@ -1,0 +1,312 @@
+"""What a caller hands in, checked and brought into one form: the `Conditions` of a sampling run.
+
+A mode reads the past, and of the future only what its row of the table says is given. What a mode may not read is not in
+its conditions at all, so it can't leak.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from wam_video.data.processor import WAMProcessor
+from wam_video.data.schema import EmbodimentSpec
+from wam_video.data.video import resize
+from wam_video.data.windows import WindowConfig
+from wam_video.errors import ConfigError
+from wam_video.flow.modes import ModeSpec, Role
+from wam_video.tensors import Batch, Mode, to_unit_range
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One call, as the caller wrote it."""
+
+    mode: Mode
+    spec: ModeSpec
+    video: Any
+    state: Any = None
+    prompt: str | Sequence[str] = ""
+    embodiment: str | Sequence[str] | None = None
+    actions: Any = None
+    action_prefix: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """What a mode reads, on the CPU: pixels in [-1, 1], actions and state in physical units padded to the model's width."""
+
+    video: Float[Tensor, "b v 3 f h w"]
+    """The context frames, and after them the future frames where the mode is given them."""
+    frame_mask: Bool[Tensor, "b v f"]
+    """False for frames of `video` that are missing; they are unknown to the model."""
+    frame_times: Float[Tensor, "b F"]
+    """Seconds of all frames of the window, the generated ones too."""
+    num_context_frames: int
+    actions: Float[Tensor, "b ta da"]
+    """Given actions; zeros elsewhere."""
+    action_given: Bool[Tensor, "b ta"]
+    action_times: Float[Tensor, "b ta"]
+    state: Float[Tensor, "b ds"]
+    state_mask: Bool[Tensor, "b ds"]
+    prompts: tuple[str, ...]
+    embodiments: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.embodiments)
+
+    @property
+    def num_future_frames(self) -> int:
+        return self.frame_times.shape[1] - self.num_context_frames
+
+
+def build_conditions(processor: WAMProcessor, request: Request) -> Conditions:
+    """Check a call's inputs and return them as conditions.
+
+    Raises:
+        ConfigError: Something is missing, superfluous, or of the wrong type, width, length or range.
+    """
+    window = processor.window
+    video = _pixels(request.video, window)
+    embodiments = _embodiments(request.embodiment, video.shape[0], processor)
+    specs = [processor.spec(name) for name in embodiments]
+    video, frame_mask = _fit_frames(video, request.mode, request.spec, window)
+    frame_mask = frame_mask & _view_mask(specs, video.shape[1], window)[:, :, None]
+    batch, horizon = video.shape[0], window.action_horizon
+    _check_action_role(request, specs, horizon)
+    widths = [spec.action_dim for spec in specs]
+    given = request.actions if request.spec.actions is Role.GIVEN else request.action_prefix
+    actions = torch.zeros(batch, horizon, max(processor.max_action_dim, 1))
+    action_given = torch.zeros(batch, horizon, dtype=torch.bool)
+    if given is not None:
+        what = "actions" if request.spec.actions is Role.GIVEN else "action_prefix"
+        rows = _rows(what, given, widths, embodiments, ndim=2)
+        for i, row in enumerate(rows):
+            _check_steps(what, row.shape[0], horizon)
+            actions[i, : row.shape[0], : row.shape[1]] = row
+            action_given[i, : row.shape[0]] = True
+    state, state_mask = _state(request.state, specs, embodiments, processor)
+    return Conditions(
+        video=video,
+        frame_mask=frame_mask,
+        frame_times=frame_times(window).expand(batch, -1),
+        num_context_frames=window.num_context_frames,
+        actions=actions,
+        action_given=action_given,
+        action_times=torch.stack([action_times(spec, window) for spec in specs]),
+        state=state,
+        state_mask=state_mask,
+        prompts=_per_sample("prompt", request.prompt, batch),
+        embodiments=embodiments,
+    )
+
+
+def batch_conditions(processor: WAMProcessor, batch: Batch, spec: ModeSpec, action_prefix_steps: int = 0) -> Conditions:
+    """Return what a mode may read of recorded windows; the rest of the batch is not looked at.
+
+    Args:
+        processor: The model's.
+        batch: Recorded windows.
+        spec: The mode's row of the table.
+        action_prefix_steps: Recorded actions that count as committed already where actions are generated.
+    """
+    batch = batch.to("cpu")
+    known = batch.action_mask.any(-1)
+    steps = torch.arange(known.shape[1])
+    visible = known.shape[1] if spec.actions is Role.GIVEN else action_prefix_steps if spec.gives_actions else 0
+    given = known & (steps < visible)
+    frames = batch.video.shape[3] if spec.video is Role.GIVEN else batch.num_context_frames
+    return Conditions(
+        video=to_unit_range(batch.video[:, :, :, :frames]),
+        frame_mask=batch.frame_mask[:, :, :frames],
+        frame_times=batch.frame_times,
+        num_context_frames=batch.num_context_frames,
+        actions=_pad(batch.actions * (given[..., None] & batch.action_mask), processor.max_action_dim),
+        action_given=given,
+        action_times=batch.action_times,
+        state=_pad(batch.state, processor.max_state_dim),
+        state_mask=_pad(batch.state_mask, processor.max_state_dim),
+        prompts=batch.prompts,
+        embodiments=batch.embodiments,
+    )
+
+
+def frame_times(window: WindowConfig) -> Float[Tensor, "1 f"]:
+    """Return the seconds of a window's frames, context then future; 0 is the last context frame."""
+    past = -torch.arange(window.num_context_frames - 1, -1, -1) * window.context_stride_s
+    future = torch.arange(1, window.num_future_frames + 1) * window.future_stride_s
+    return torch.cat([past, future])[None].float()
+
+
+def action_times(spec: EmbodimentSpec, window: WindowConfig) -> Float[Tensor, " ta"]:
+    """Return the seconds at which each action of a chunk starts; all 0 for a body that has no actions."""
+    return torch.arange(window.action_horizon) / (spec.action_rate or float("inf"))
+
+
+def _pad(x: Tensor, width: int) -> Tensor:
+    """Widen the last axis with zeros: a data set may have fewer bodies than the model."""
+    if x.shape[-1] > max(width, 1):
+        raise ConfigError(f"the windows are {x.shape[-1]} wide; this model's bodies have at most {width} dimensions")
+    return torch.nn.functional.pad(x, (0, max(width, 1) - x.shape[-1]))
+
+
+def _pixels(video: Any, window: WindowConfig) -> Float[Tensor, "b v 3 f h w"]:
+    """Bring frames into [-1, 1] at the model's size, with a batch axis."""
+    array = video.detach().cpu().numpy() if isinstance(video, Tensor) else np.asarray(video)
+    if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
+        raise ConfigError(
+            f"video is of type {array.dtype}; allowed: uint8 '[b] v f h w c', or float in [0, 1] '[b] v f 3 h w'"
+        )
+    channels = -1 if array.dtype == np.uint8 else -3
+    if array.ndim not in (5, 6) or array.shape[channels] != 3 or 0 in array.shape:
+        raise ConfigError(
+            f"video is {array.dtype} of shape {array.shape}; allowed: uint8 '[b] v f h w 3', or float in [0, 1] '[b] v f 3 h w'"
+        )
+    array = array[None] if array.ndim == 5 else array
+    if array.dtype != np.uint8:
+        if not (array.min() >= 0 and array.max() <= 1):
+            raise ConfigError(f"video as floats lies in {array.min()}..{array.max()}; allowed: 0 to 1, or uint8")
+        if _size(window, array.shape[-2:]) == array.shape[-2:]:
+            return rearrange(torch.from_numpy(array.astype(np.float32)) * 2 - 1, "b v f c h w -> b v c f h w")
+        array = rearrange(np.rint(array * 255).astype(np.uint8), "b v f c h w -> b v f h w c")
+    height, width = _size(window, array.shape[-3:-1])
+    flat = array.reshape(-1, *array.shape[-3:])
+    if (height, width) != flat.shape[1:3]:
+        flat = np.stack([resize(frame, height, width) for frame in flat])
+    array = flat.reshape(*array.shape[:3], height, width, 3)
+    return to_unit_range(torch.from_numpy(rearrange(array, "b v f h w c -> b v c f h w").copy()))
+
+
+def _size(window: WindowConfig, given: tuple[int, ...]) -> tuple[int, int]:
+    return window.height or given[0], window.width or given[1]
+
+
+def _fit_frames(
+    video: Tensor, mode: Mode, spec: ModeSpec, window: WindowConfig
+) -> tuple[Float[Tensor, "b v 3 f h w"], Bool[Tensor, "b v f"]]:
+    """Put missing older context frames in front, as black frames that the mask leaves out."""
+    future = window.num_future_frames if spec.video is Role.GIVEN else 0
+    wanted, count = window.num_context_frames + future, video.shape[3]
+    if not future < count <= wanted:
+        reads = f"{window.num_context_frames} context frames" + (f" and {future} future frames" if future else "")
+        raise ConfigError(
+            f"video has {count} frames; mode {mode.value!r} reads {reads} (the oldest may be left out): "
+            f"allowed {future + 1} to {wanted}"
+        )
+    missing = video.new_full((*video.shape[:3], wanted - count, *video.shape[4:]), -1.0)
+    mask = torch.arange(wanted) >= wanted - count
+    return torch.cat([missing, video], dim=3), mask.expand(*video.shape[:2], wanted)
+
+
+def _view_mask(specs: list[EmbodimentSpec], views: int, window: WindowConfig) -> Bool[Tensor, "b v"]:
+    counts = [min(len(spec.views), window.max_views) for spec in specs]
+    if views != max(counts):
+        spec = specs[counts.index(max(counts))]
+        raise ConfigError(
+            f"video has {views} views; embodiment {spec.name!r} has {max(counts)}: {', '.join(spec.views[: max(counts)])}"
+        )
+    return torch.arange(views)[None] < torch.tensor(counts)[:, None]
+
+
+def _embodiments(given: str | Sequence[str] | None, batch: int, processor: WAMProcessor) -> tuple[str, ...]:
+    if given is None:
+        names = [spec["name"] for spec in processor.config.embodiments]
+        if len(names) > 1:
+            raise ConfigError(f"embodiment is missing; this model knows: {', '.join(names)}")
+        given = names[0]
+    names = _per_sample("embodiment", given, batch)
+    for name in names:
+        processor.index(name)
+    return names
+
+
+def _per_sample(what: str, values: str | Sequence[str], batch: int) -> tuple[str, ...]:
+    if isinstance(values, str):
+        return (values,) * batch
+    if len(values) != batch or not all(isinstance(value, str) for value in values):
+        raise ConfigError(
+            f"{what} has {len(values)} entries for {batch} samples; give one string, or a list of one a sample"
+        )
+    return tuple(values)
+
+
+def _check_action_role(request: Request, specs: list[EmbodimentSpec], horizon: int) -> None:
+    mode, role = request.mode.value, request.spec.actions
+    if role is Role.GIVEN and request.actions is None:
+        raise ConfigError(
+            f"actions are missing; mode {mode!r} needs {horizon} of them: give actions, or use mode 'video'"
+        )
+    if role is not Role.GIVEN and request.actions is not None:
+        use = "generates them" if role is Role.GENERATE else "does not read any"
+        raise ConfigError(f"actions are given, but mode {mode!r} {use}; leave them out or use mode 'forward'")
+    if role is not Role.GENERATE and request.action_prefix is not None:
+        raise ConfigError(f"action_prefix is given, but mode {mode!r} generates no actions; leave it out")
+    if role is not Role.UNKNOWN:
+        for spec in specs:
+            if spec.action_dim == 0:
+                raise ConfigError(f"embodiment {spec.name!r} has no actions; allowed for it: mode 'video'")
+
+
+def _check_steps(what: str, steps: int, horizon: int) -> None:
+    if what == "actions" and steps != horizon:
+        raise ConfigError(f"actions have {steps} steps; allowed: exactly {horizon}, the model's action horizon")
+    if what == "action_prefix" and not steps < horizon:
+        raise ConfigError(f"action_prefix has {steps} steps; allowed: fewer than {horizon}, the model's action horizon")
+
+
+def _state(
+    given: Any, specs: list[EmbodimentSpec], embodiments: tuple[str, ...], processor: WAMProcessor
+) -> tuple[Float[Tensor, "b ds"], Bool[Tensor, "b ds"]]:
+    state = torch.zeros(len(specs), max(processor.max_state_dim, 1))
+    mask = torch.zeros(state.shape, dtype=torch.bool)
+    if given is not None:
+        for i, row in enumerate(_rows("state", given, [spec.state_dim for spec in specs], embodiments, ndim=1)):
+            state[i, : len(row)] = row
+            mask[i, : len(row)] = True
+    return state, mask
+
+
+def _rows(what: str, given: Any, widths: list[int], embodiments: tuple[str, ...], *, ndim: int) -> list[Tensor]:
+    """Split `[b] ... width` into one tensor a sample, each as wide as its embodiment.
+
+    A list holds one array a sample; an array is as wide as the widest embodiment of the call.
+    """
+    if isinstance(given, list | tuple) and given and isinstance(given[0], np.ndarray | Tensor):
+        rows = [_as_float(what, row) for row in given]
+        offered = [row.shape[-1] if row.ndim else 0 for row in rows]
+    else:
+        array = _as_float(what, given)
+        array = array[None] if array.ndim == ndim else array
+        rows = list(array)
+        extra = array.shape[-1] - max(widths) if array.ndim else 0
+        offered = [width + extra for width in widths]
+    if len(rows) != len(widths) or any(row.ndim != ndim for row in rows):
+        shape = "[b] ta da" if ndim == 2 else "[b] ds"
+        raise ConfigError(
+            f"{what} is {len(rows)} rows of shape {tuple(rows[0].shape) if rows else ()} for {len(widths)} samples; give {shape!r}"
+        )
+    for name, width, columns in zip(embodiments, widths, offered, strict=True):
+        if columns != width:
+            raise ConfigError(
+                f"{what} is {columns} wide; embodiment {name!r} has {width} dimensions: give exactly these"
+            )
+    return [row[..., :width] for row, width in zip(rows, widths, strict=True)]
+
+
+def _as_float(what: str, values: Any) -> Tensor:
+    try:
+        tensor = (
+            values.detach().cpu().float()
+            if isinstance(values, Tensor)
+            else torch.as_tensor(np.asarray(values, np.float32))
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{what} is no array of numbers ({error}); give float32") from error
+    if not bool(torch.isfinite(tensor).all()):
+        raise ConfigError(f"{what} holds numbers that are not finite; allowed: finite numbers in physical units")
+    return tensor

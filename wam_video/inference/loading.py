@@ -1,0 +1,160 @@
+"""Checkpoint folders: finding one, checking that it is whole, and saying in one line what is wrong with it."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from wam_video.errors import CheckpointError
+
+INDEX = "model_index.json"
+CONFIG_FILES = {
+    "transformer": "config.json",
+    "vae": "config.json",
+    "text_encoder": "config.json",
+    "tokenizer": "tokenizer_config.json",
+    "scheduler": "scheduler_config.json",
+    "processor": "processor_config.json",
+}
+"""The file that each component's folder must have."""
+WITH_WEIGHTS = ("transformer", "vae", "text_encoder")
+OPTIONAL = ("text_encoder", "tokenizer")
+
+_DOWNLOADED = ["*.json", "*.safetensors"]
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_REMEDY = "copy or fetch the checkpoint again"
+
+
+def resolve(name_or_path: str | Path, **hub: Any) -> Path:
+    """Return the checkpoint folder of a path or a Hub id; the latter is fetched first (JSON and safetensors only).
+
+    Args:
+        name_or_path: An existing folder, or `owner/name`.
+        hub: Passed on to `huggingface_hub.snapshot_download`: `revision`, `token`, `cache_dir`, `local_files_only`, ...
+
+    Raises:
+        CheckpointError: It is neither, or can't be fetched.
+    """
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists() or not _HUB_ID.fullmatch(str(name_or_path)):
+        raise CheckpointError(
+            f"model {str(name_or_path)!r} is no folder; give a checkpoint folder or a Hub id 'owner/name'"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(name_or_path), allow_patterns=_DOWNLOADED, **hub))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"model {str(name_or_path)!r} is no folder here and can't be fetched from the Hub ({first_line(error)}); "
+            "give a checkpoint folder or a Hub id 'owner/name'"
+        ) from error
+
+
+def check_folder(folder: Path, class_name: str, passed: frozenset[str] = frozenset()) -> None:
+    """Check that every file which loading needs is there and can be read; nothing is built yet.
+
+    Args:
+        folder: Checkpoint folder.
+        class_name: Of the pipeline that the index must name.
+        passed: Components that the caller brings, which need no files.
+
+    Raises:
+        CheckpointError: A file is missing or broken; the message names it.
+    """
+    index = read_json(folder / INDEX)
+    if index.get("_class_name") != class_name:
+        raise CheckpointError(f"{folder / INDEX} is of a {index.get('_class_name')!r}; allowed: {class_name!r}")
+    for component, config_file in CONFIG_FILES.items():
+        if component in passed:
+            continue
+        entry = index.get(component)
+        if not (isinstance(entry, list) and len(entry) == 2 and entry[0]):
+            if component not in OPTIONAL:
+                raise CheckpointError(f"{folder / INDEX} has no {component!r}; {_REMEDY}")
+            continue
+        read_json(folder / component / config_file)
+        if component in WITH_WEIGHTS:
+            tensor_names(folder / component)
+
+
+def tensor_names(folder: Path) -> set[str]:
+    """Return the names of all tensors of one component's safetensors files.
+
+    Raises:
+        CheckpointError: There are none, one that the index lists is missing, or one is cut short.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    for index in folder.glob("*.safetensors.index.json"):
+        listed = {folder / name for name in read_json(index).get("weight_map", {}).values()}
+        for missing in sorted(listed - set(files)):
+            raise CheckpointError(f"{missing} is missing, which {index.name} lists; {_REMEDY}")
+    if not files:
+        raise CheckpointError(f"{folder} has no .safetensors file; {_REMEDY}")
+    names: set[str] = set()
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                names.update(tensors.keys())
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file} can't be read ({first_line(error)}); {_REMEDY}") from error
+    return names
+
+
+def check_weights(folder: Path, component: str, module: nn.Module) -> None:
+    """Check that the files hold every tensor of a module: diffusers only warns, and goes on with random numbers.
+
+    Raises:
+        CheckpointError: A tensor is missing.
+    """
+    if getattr(module.config, "quantization_config", None):
+        return  # quantised layers save under names of their own
+    saved = tensor_names(folder / component)
+    state = module.state_dict()
+    found = {state[name].data_ptr() for name in saved & set(state)}  # a tied tensor is saved under one of its names
+    missing = sorted(name for name, tensor in state.items() if name not in saved and tensor.data_ptr() not in found)
+    if missing:
+        raise CheckpointError(
+            f"{folder / component} lacks {len(missing)} tensors of the model, the first is {missing[0]!r}; {_REMEDY}"
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the mapping in a JSON file.
+
+    Raises:
+        CheckpointError: The file is missing, or no JSON mapping.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing; {_REMEDY}") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} can't be read ({first_line(error)}); {_REMEDY}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__} instead of a mapping; {_REMEDY}")
+    return content
+
+
+def model_hash(folder: str | Path) -> str:
+    """Return a hash (sha256, hex) of a checkpoint folder: of the names and bytes of its JSON and safetensors files."""
+    digest = hashlib.sha256()
+    folder = Path(folder)
+    for file in sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors")):
+        with file.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest.update(f"{file.relative_to(folder).as_posix()}\0{content}\n".encode())
+    return digest.hexdigest()
+
+
+def first_line(error: BaseException) -> str:
+    """Return an exception's message cut to one short line."""
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:200]

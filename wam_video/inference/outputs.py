@@ -1,0 +1,49 @@
+"""What a pipeline call returns."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers.utils import BaseOutput
+from jaxtyping import Float
+
+from wam_video.data.processor import WAMProcessor
+from wam_video.inference.inputs import Conditions
+
+
+@dataclass
+class WAMOutput(BaseOutput):
+    """Actions and video that a mode generated; None where it gives none.
+
+    Arrays with `output_type="np"`, tensors on the CPU with `"pt"`; with `"latent"` tensors on the pipeline's device, the
+    video as normalised latents `b v c t h w` of the future and the actions normalised.
+    """
+
+    actions: Float[np.ndarray, "b ta da"] | Float[torch.Tensor, "b ta da"] | None = None
+    """float32, in the robot's own units; as wide as the widest embodiment of the call, zeros past a narrower one's width."""
+    video: Float[np.ndarray, "b v f 3 h w"] | Float[torch.Tensor, "b v f 3 h w"] | None = None
+    """float32 in [0, 1]: the future frames only, at the model's size."""
+
+
+def physical_actions(
+    processor: WAMProcessor, actions: Float[torch.Tensor, "b ta da"], conditions: Conditions
+) -> Float[torch.Tensor, "b ta da"]:
+    """Return actions in physical units, as wide as the widest embodiment; committed ones come back as they were given."""
+    given, embodiments = conditions.action_given[..., None], conditions.embodiments
+    actions = processor.denormalize_actions(actions.float().cpu(), processor.indices(embodiments))
+    width = max(processor.action_dim(name) for name in embodiments)
+    return torch.where(given, conditions.actions, actions)[..., :width]
+
+
+def fit_width(output: WAMOutput, width: int) -> WAMOutput:
+    """Return the output with its actions cut or padded with zeros to `width` dimensions."""
+    actions = output.actions
+    if actions is None or actions.shape[-1] == width:
+        return output
+    if isinstance(actions, np.ndarray):
+        fitted = np.zeros((*actions.shape[:2], width), actions.dtype)
+    else:
+        fitted = actions.new_zeros(*actions.shape[:2], width)
+    kept = min(width, actions.shape[-1])
+    fitted[..., :kept] = actions[..., :kept]
+    return WAMOutput(actions=fitted, video=output.video)

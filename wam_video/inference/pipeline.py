@@ -1,0 +1,293 @@
+"""`WAMPipeline`: a checkpoint with everything that using it needs, and one call for every mode."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any, Literal, Self
+
+import torch
+from diffusers import AutoencoderKLWan, DiffusionPipeline
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from wam_video.data.processor import WAMProcessor
+from wam_video.errors import CheckpointError, ConfigError, WamError, one_of
+from wam_video.flow.modes import MODES, POLICY_PATHS, ModeSpec, get_mode, path_grid
+from wam_video.flow.scheduler import WAMScheduler, check_policy_path, check_solver, guidance_scales
+from wam_video.flow.solvers import State, sample
+from wam_video.inference import loading
+from wam_video.inference.checks import check_components
+from wam_video.inference.inputs import Conditions, Request, batch_conditions, build_conditions
+from wam_video.inference.noise import Generators, make_generators
+from wam_video.inference.outputs import WAMOutput, fit_width, physical_actions
+from wam_video.inference.registration import register_components
+from wam_video.inference.sampling import Prepared, SamplingConfig, VelocityField, decode_future, prepare
+from wam_video.models.text import encode_text
+from wam_video.models.transformer import WAMTransformer
+from wam_video.models.video_codec import PixelCodec
+from wam_video.tensors import Batch, Mode
+
+register_components()
+
+OutputType = Literal["np", "pt", "latent"]
+OnStep = Callable[[DiffusionPipeline, int, Float[Tensor, " 2"], dict[str, Tensor | None]], object]
+
+_HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How one call samples, as the caller wrote it; `WAMPipeline.__call__` says what each means."""
+
+    num_inference_steps: int | None = None
+    guidance_scale: float | Mapping[str, float] | None = None
+    solver: str | None = None
+    generator: Generators = None
+    prompt_embeds: Float[Tensor, "b s dt"] | None = None
+    negative_prompt_embeds: Float[Tensor, "b s dt"] | None = None
+    output_type: str = "np"
+    callback_on_step_end: OnStep | None = None
+
+
+class WAMPipeline(DiffusionPipeline):
+    """A world action model, ready to use: policy, forward, inverse, video and joint from one checkpoint.
+
+    Args:
+        transformer: The network.
+        vae: The video codec.
+        text_encoder: A T5-like encoder; None if calls bring `prompt_embeds`.
+        tokenizer: The encoder's.
+        scheduler: How paths are walked by default.
+        processor: Embodiments, their statistics and the window that the model was trained on.
+
+    Raises:
+        CheckpointError: The parts do not fit each other.
+    """
+
+    model_cpu_offload_seq = "text_encoder->vae->transformer"
+    _optional_components = ["text_encoder", "tokenizer"]
+    _callback_tensor_inputs = ["latents", "actions"]
+
+    def __init__(
+        self,
+        transformer: WAMTransformer,
+        vae: PixelCodec | AutoencoderKLWan,
+        text_encoder: PreTrainedModel | None,
+        tokenizer: PreTrainedTokenizerBase | None,
+        scheduler: WAMScheduler,
+        processor: WAMProcessor,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            transformer=transformer,
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            scheduler=scheduler,
+            processor=processor,
+        )
+        check_components(transformer, vae, text_encoder, processor)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any) -> Self:
+        """Load a checkpoint folder, or a Hub repository, which is fetched as a folder first.
+
+        Args:
+            pretrained_model_name_or_path: Folder or Hub id.
+            kwargs: diffusers' own: `torch_dtype`, components to use instead of the saved ones, `revision`, `token`, ...
+
+        Raises:
+            CheckpointError: A file is missing or altered, or the parts do not fit each other.
+        """
+        hub = {name: kwargs.pop(name) for name in _HUB_OPTIONS if name in kwargs}
+        folder = loading.resolve(pretrained_model_name_or_path, **hub)
+        passed = frozenset(kwargs) & frozenset(loading.CONFIG_FILES)
+        loading.check_folder(folder, cls.__name__, passed)
+        try:
+            pipeline = super().from_pretrained(str(folder), **kwargs)
+        except WamError:
+            raise
+        except Exception as error:  # whatever diffusers and transformers raise at a broken file
+            raise CheckpointError(f"checkpoint {folder} can't be loaded: {loading.first_line(error)}") from error
+        for name in set(loading.WITH_WEIGHTS) - passed:
+            if (module := getattr(pipeline, name)) is not None:
+                loading.check_weights(folder, name, module)
+        return pipeline
+
+    @torch.no_grad()
+    def __call__(  # noqa: PLR0913 - the public contract: one keyword each
+        self,
+        mode: str,
+        video: Any,
+        *,
+        state: Any = None,
+        prompt: str | Sequence[str] = "",
+        embodiment: str | Sequence[str] | None = None,
+        actions: Any = None,
+        action_prefix: Any = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | Mapping[str, float] | None = None,
+        solver: str | None = None,
+        policy_path: str | None = None,
+        generator: Generators = None,
+        prompt_embeds: Float[Tensor, "b s dt"] | None = None,
+        negative_prompt_embeds: Float[Tensor, "b s dt"] | None = None,
+        output_type: OutputType = "np",
+        callback_on_step_end: OnStep | None = None,
+    ) -> WAMOutput:
+        """Use the model in one of its modes on a batch of samples; a missing batch axis is added everywhere.
+
+        Args:
+            mode: `policy`, `forward`, `inverse`, `video` or `joint`.
+            video: Frames up to now, the newest last: uint8 `[b] v f h w 3`, or float in [0, 1] `[b] v f 3 h w`. `inverse`
+                reads the future frames after them. The oldest may be left out. Other sizes are resized, keeping the
+                aspect ratio with black bars, as datasets are (floats are then rounded to 8 bits).
+            state: Proprioception now, `[b] ds` in physical units; None: unknown.
+            prompt: Instruction, one for all samples or one each.
+            embodiment: Name of the body, one for all or one each; may be left out where the model knows only one.
+            actions: `[b] ta da` in physical units, for `forward`: exactly the model's horizon. In a batch of several
+                bodies as wide as the widest, or a list of one array each.
+            action_prefix: `[b] d da`: the first d actions, already committed, where actions are generated.
+            num_inference_steps: Steps of the path; None, here and below: the checkpoint's own setting.
+            guidance_scale: Guidance by prompt, one number or `{"video": ..., "actions": ...}`; 1 is none and costs nothing.
+            solver: `euler`, `heun` or `ab2`.
+            policy_path: What `policy` does with the future video: `unknown`, `absent` (cheapest) or `joint`.
+            generator: A generator or seed, or a list of one a sample: then a row's noise does not depend on the others.
+                None: torch's global generator.
+            prompt_embeds: Instead of `prompt`, encoded.
+            negative_prompt_embeds: The empty prompt, encoded; for guidance without a text encoder.
+            output_type: `np`, `pt`, or `latent` (normalised, not decoded).
+            callback_on_step_end: Called with the pipeline, the step, the clocks reached and
+                `{"latents": ..., "actions": ...}`; it looks on, and stops the run by raising.
+
+        Returns:
+            Actions float32 `b ta da` in physical units and future video float32 `b v f 3 h w` in [0, 1]; None for what
+            the mode does not give.
+
+        Raises:
+            ConfigError: The request can't be carried out.
+        """
+        spec = self._spec(mode, policy_path)
+        request = Request(
+            mode=Mode(mode),
+            spec=spec,
+            video=video,
+            state=state,
+            prompt=prompt,
+            embodiment=embodiment,
+            actions=actions,
+            action_prefix=action_prefix,
+        )
+        options = RunOptions(
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            solver=solver,
+            generator=generator,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            output_type=output_type,
+            callback_on_step_end=callback_on_step_end,
+        )
+        return self._generate(build_conditions(self.processor, request), Mode(mode), spec, options)
+
+    @torch.no_grad()
+    def predict(
+        self, batch: Batch, mode: str, *, policy_path: str | None = None, action_prefix_steps: int = 0, **options: Any
+    ) -> WAMOutput:
+        """Use the model in one of its modes on recorded windows, of which it reads only what the mode may read.
+
+        Args:
+            batch: Windows as the loader yields them; their times and masks hold, rather than the checkpoint's window.
+            mode: As in `__call__`.
+            policy_path: As in `__call__`.
+            action_prefix_steps: So many recorded actions count as committed where actions are generated.
+            options: `num_inference_steps`, `guidance_scale`, `solver`, `generator`, `output_type` as in `__call__`.
+
+        Returns:
+            As `__call__`; the actions are as wide as the batch's.
+        """
+        spec = self._spec(mode, policy_path)
+        conditions = batch_conditions(self.processor, batch, spec, action_prefix_steps)
+        return self._generate(conditions, Mode(mode), spec, RunOptions(**options), batch.actions.shape[-1])
+
+    def _generate(
+        self, conditions: Conditions, mode: Mode, spec: ModeSpec, options: RunOptions, width: int | None = None
+    ) -> WAMOutput:
+        if options.output_type not in OutputType.__args__:
+            raise ConfigError(one_of("output_type", options.output_type, OutputType.__args__))
+        sampling = self._sampling(options)
+        text, empty = self._text(conditions.prompts, options, sampling)
+        generators = make_generators(options.generator, len(conditions))
+        prepared = prepare(self.vae, self.processor, conditions, spec, generators, self._execution_device)
+        field = VelocityField(self.transformer, prepared, text, empty, sampling.guidance)
+        grid = path_grid(spec, sampling.path)
+        with self.progress_bar(total=sampling.path.num_inference_steps) as bar:
+
+            def on_step(step: int, state: State) -> None:
+                if options.callback_on_step_end is not None:
+                    tensors = {"latents": state.video, "actions": state.actions}
+                    options.callback_on_step_end(self, step, grid[step + 1], tensors)
+                bar.update()
+
+            end = sample(field, prepared.start, prepared.pattern, grid, solver=sampling.solver, on_step=on_step)
+        output = self._output(end, prepared, conditions, spec if mode is not Mode.POLICY else MODES[mode], options)
+        self.maybe_free_model_hooks()
+        return output if width is None else fit_width(output, width)
+
+    def _output(
+        self, end: State, prepared: Prepared, conditions: Conditions, spec: ModeSpec, options: RunOptions
+    ) -> WAMOutput:
+        """Decode what the mode gives; `policy` gives actions only, even where it imagined the video on the way."""
+        if options.output_type == "latent":
+            latents = end.video[:, :, :, prepared.num_context :] if spec.gives_video and end.video is not None else None
+            return WAMOutput(actions=end.actions if spec.gives_actions else None, video=latents)
+        actions = video = None
+        if spec.gives_actions and end.actions is not None:
+            actions = physical_actions(self.processor, end.actions, conditions)
+        if spec.gives_video:
+            video = decode_future(self.vae, prepared, end, conditions).cpu()
+        if options.output_type == "np":
+            return WAMOutput(
+                actions=None if actions is None else actions.numpy(), video=None if video is None else video.numpy()
+            )
+        return WAMOutput(actions=actions, video=video)
+
+    def _spec(self, mode: str, policy_path: str | None) -> ModeSpec:
+        known = get_mode(mode)
+        if policy_path is not None and known is not Mode.POLICY:
+            raise ConfigError(
+                f"policy_path is given, but the mode is {known.value!r}; leave it out or use mode 'policy'"
+            )
+        path = check_policy_path(policy_path or self.scheduler.config.policy_path)
+        return POLICY_PATHS[path] if known is Mode.POLICY else MODES[known]
+
+    def _sampling(self, options: RunOptions) -> SamplingConfig:
+        settings = self.scheduler.config
+        scale = settings.guidance_scale if options.guidance_scale is None else options.guidance_scale
+        return SamplingConfig(
+            path=self.scheduler.path(options.num_inference_steps),
+            solver=check_solver(options.solver or settings.solver),
+            guidance=guidance_scales(scale),
+        )
+
+    def _text(
+        self, prompts: tuple[str, ...], options: RunOptions, sampling: SamplingConfig
+    ) -> tuple[Float[Tensor, "b s dt"], Float[Tensor, "b s dt"] | None]:
+        """Encode each distinct prompt once, and the empty one if guidance needs it."""
+        given, empty, batch = options.prompt_embeds, options.negative_prompt_embeds, len(prompts)
+        device = self._execution_device
+        if given is not None:
+            if given.shape[0] != batch or given.ndim != 3:
+                raise ConfigError(
+                    f"prompt_embeds is of shape {tuple(given.shape)} for {batch} samples; give 'b s {self.transformer.config.text_dim}'"
+                )
+            if sampling.guided and empty is None:
+                raise ConfigError("negative_prompt_embeds is missing; guidance with prompt_embeds needs it")
+            return given.to(device), None if empty is None else empty.to(device).expand(batch, -1, -1)
+        if self.text_encoder is None or self.tokenizer is None:
+            raise ConfigError("this checkpoint has no text encoder; give prompt_embeds")
+        distinct = list(dict.fromkeys([*prompts, ""] if sampling.guided else prompts))
+        embeds = encode_text(self.tokenizer, self.text_encoder, distinct).to(device)
+        rows = embeds[torch.tensor([distinct.index(prompt) for prompt in prompts], device=device)]
+        return rows, embeds[distinct.index("")].expand(batch, -1, -1) if sampling.guided else None

@@ -1,0 +1,180 @@
+"""One sampling run: conditions and noise in, the state at the end of a mode's path out. Knows no mode by name."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from wam_video.data.processor import WAMProcessor
+from wam_video.errors import ConfigError
+from wam_video.flow.modes import ModeSpec, PathConfig, Role
+from wam_video.flow.path import expand_clock, to_velocity
+from wam_video.flow.solvers import ACTION_AXIS, LATENT_FRAME_AXIS, ClockPattern, Clocks, State, guided
+from wam_video.inference.inputs import Conditions
+from wam_video.inference.noise import draw_noise
+from wam_video.models import video_codec
+from wam_video.models.transformer import WAMTransformer
+from wam_video.models.video_codec import Codec
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How one run walks its path."""
+
+    path: PathConfig
+    solver: str
+    guidance: tuple[float, float] = (1.0, 1.0)
+    """Scales for video and for actions; 1 is none."""
+
+    @property
+    def guided(self) -> bool:
+        return any(scale != 1 for scale in self.guidance)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A run before its first step, on the device of the network."""
+
+    start: State
+    pattern: ClockPattern
+    encoded: Float[Tensor, "b v c t h w"]
+    """Latents of the frames that were given."""
+    num_context: int
+    """Latent frames that are context."""
+    inputs: dict[str, Any]
+    """What the network is told at every step besides the state, its clocks and the text."""
+
+
+def prepare(
+    codec: Codec,
+    processor: WAMProcessor,
+    conditions: Conditions,
+    spec: ModeSpec,
+    generators: Sequence[torch.Generator],
+    device: torch.device,
+) -> Prepared:
+    """Encode what is given, draw noise for the rest and say which token follows the path."""
+    encoded = video_codec.encode(codec, conditions.video.to(device))
+    num_context = video_codec.num_latents(codec, conditions.num_context_frames)
+    all_times = video_codec.latent_times(codec, conditions.frame_times)
+    video_codec.num_latents(codec, conditions.frame_times.shape[1])
+    frames = num_context if spec.video is Role.ABSENT else all_times.shape[1]
+    shape = (*encoded.shape[1:3], frames, *encoded.shape[4:])
+    noise_video, noise_actions = draw_noise(generators, shape, tuple(conditions.actions.shape[1:]))
+    ids = processor.indices(conditions.embodiments)
+    known = video_codec.latent_mask(codec, conditions.frame_mask).any(1)
+    known = torch.nn.functional.pad(known, (0, frames - known.shape[1]))
+    free = (torch.arange(frames) >= num_context) & (known if spec.video is Role.GIVEN else ~known)
+    actions = processor.normalize_actions(conditions.actions, ids)
+    pattern = ClockPattern(
+        video_free=free.to(device),
+        video_held=(~known).float().to(device),
+        actions_free=((~conditions.action_given) & (spec.actions is not Role.GIVEN)).to(device),
+        actions_held=(~conditions.action_given).float().to(device),
+    )
+    video = torch.nn.functional.pad(encoded, (0, 0, 0, 0, 0, frames - encoded.shape[3]))
+    start = State(
+        video=torch.where(expand_clock(known.to(device), video, LATENT_FRAME_AXIS), video, noise_video.to(video)),
+        actions=torch.where(conditions.action_given[..., None], actions, noise_actions).to(device),
+    )
+    view_mask = conditions.frame_mask.any(2)
+    inputs = {
+        "latent_times": all_times[:, :frames],
+        "action_times": conditions.action_times,
+        "embodiment": ids,
+        "state": processor.normalize_state(conditions.state, ids),
+        "state_mask": conditions.state_mask,
+        "view_mask": None if bool(view_mask.all()) else view_mask,
+    }
+    inputs = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+    return Prepared(start=start, pattern=pattern, encoded=encoded, num_context=num_context, inputs=inputs)
+
+
+class VelocityField:
+    """The network as the velocity field that the solver walks, with guidance where it is asked for."""
+
+    def __init__(
+        self,
+        transformer: WAMTransformer,
+        prepared: Prepared,
+        text: Float[Tensor, "b s dt"],
+        empty: Float[Tensor, "b s dt"] | None,
+        guidance: tuple[float, float],
+    ) -> None:
+        self.transformer = transformer
+        self.guidance = guidance
+        self.guided = empty is not None and any(scale != 1 for scale in guidance)
+        # The patch embedding is left alone by quantisation and layerwise casting: its type is that of the activations.
+        self.dtype = transformer.patch_embedding.weight.dtype
+        self.inputs = dict(prepared.inputs, num_context=prepared.num_context)
+        if self.guided and empty is not None:
+            text = torch.cat([text, empty])
+            self.inputs = {k: torch.cat([v, v]) if isinstance(v, Tensor) else v for k, v in self.inputs.items()}
+        self.text = text.to(self.dtype)
+
+    def __call__(self, state: State, clocks: Clocks) -> State:
+        """Return the velocity of `state` at `clocks`."""
+        if not self.guided:
+            return self._velocity(state, clocks)
+        both = self._velocity(_twice(state), Clocks(video=_cat(clocks.video), actions=_cat(clocks.actions)))
+        conditional, unconditional = (
+            State(video=_half(both.video, part), actions=_half(both.actions, part)) for part in (0, 1)
+        )
+        return guided(conditional, unconditional, *self.guidance)
+
+    def _velocity(self, state: State, clocks: Clocks) -> State:
+        if state.video is None or clocks.video is None:
+            raise ConfigError("a sampling run needs video latents; give at least one context frame")
+        prediction = self.transformer(
+            latents=state.video.to(self.dtype),
+            t_video=clocks.video,
+            actions=state.actions,
+            t_action=clocks.actions,
+            text_embeds=self.text,
+            **self.inputs,
+        )
+        video_kind, action_kind = self.transformer.prediction_kinds
+        video = to_velocity(
+            prediction.video.float(),
+            state.video,
+            expand_clock(clocks.video, state.video, LATENT_FRAME_AXIS),
+            video_kind,
+        )
+        actions = None
+        if prediction.actions is not None and state.actions is not None and clocks.actions is not None:
+            clock = expand_clock(clocks.actions, state.actions, ACTION_AXIS)
+            actions = to_velocity(prediction.actions.float(), state.actions, clock, action_kind)
+        return State(video=video, actions=actions)
+
+
+def decode_future(codec: Codec, prepared: Prepared, end: State, conditions: Conditions) -> Float[Tensor, "b v f 3 h w"]:
+    """Decode the generated frames to [0, 1].
+
+    Views that a sample does not have are black. A causal codec also needs the context's latents; where those are unknown it gets what the empty frames encode to.
+    """
+    latents = end.video
+    if latents is None:
+        raise ConfigError("there is no video to decode; use a mode that generates it")
+    if isinstance(codec, video_codec.PixelCodec):
+        video = video_codec.decode(codec, latents[:, :, :, prepared.num_context :])
+    else:
+        context = prepared.encoded[:, :, :, : prepared.num_context]
+        whole = torch.cat([context, latents[:, :, :, prepared.num_context :]], dim=LATENT_FRAME_AXIS)
+        video = video_codec.decode(codec, whole)[:, :, :, conditions.num_context_frames :]
+    has_view = conditions.frame_mask.any(2).to(video.device)[:, :, None, None, None, None]
+    return (((video.float() + 1) / 2) * has_view).transpose(2, 3)
+
+
+def _cat(x: Tensor | None) -> Tensor | None:
+    return None if x is None else torch.cat([x, x])
+
+
+def _half(x: Tensor | None, part: int) -> Tensor | None:
+    return None if x is None else x.chunk(2)[part]
+
+
+def _twice(state: State) -> State:
+    return State(video=_cat(state.video), actions=_cat(state.actions))

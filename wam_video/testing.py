@@ -1,0 +1,208 @@
+"""Tiny models and made-up recordings for tests: every part real, weights random, nothing read from disk.
+
+`tiny_pipeline` has two bodies of different widths (and a third without actions on request); `fake_batch` makes windows that
+fit it. All of it comes from seeds, in milliseconds.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan
+from torch import nn
+
+from wam_video.data.normalize import FIELDS, Stats, stats_hash
+from wam_video.data.processor import WAMProcessor
+from wam_video.flow.scheduler import WAMScheduler
+from wam_video.inference.inputs import action_times, frame_times
+from wam_video.inference.pipeline import WAMPipeline
+from wam_video.models.text import build_byte_t5
+from wam_video.models.transformer import WAMTransformer
+from wam_video.models.video_codec import PixelCodec, latent_channels
+from wam_video.tensors import Batch
+
+BODIES = (("arm", 2, 2), ("hand", 5, 3))
+"""Name, action width, state width."""
+ACTION_FREE = ("clips", 0, 0)
+PROMPTS = ("push the block", "fold the towel", "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyConfig:
+    """A model that runs in milliseconds."""
+
+    codec: str = "pixel"
+    """`pixel` or `wan` (a random `AutoencoderKLWan`, 4 frames and 8x8 pixels a latent)."""
+    views: int = 1
+    """1 or 2; of two, only the first body has both."""
+    size: int = 16
+    num_context_frames: int | None = None
+    """None: 2 for `pixel`, 5 for `wan`."""
+    num_future_frames: int | None = None
+    """None: 2 for `pixel`, 4 for `wan`."""
+    action_horizon: int = 4
+    action_free: bool = False
+    """Add a third body without actions or state."""
+    num_layers: int = 2
+    video_prediction: str = "velocity"
+    action_prediction: str = "velocity"
+    residual_video: bool = False
+    seed: int = 0
+
+    @property
+    def window(self) -> dict[str, Any]:
+        wan = self.codec == "wan"
+        return {
+            "num_context_frames": self.num_context_frames or (5 if wan else 2),
+            "num_future_frames": self.num_future_frames or (4 if wan else 2),
+            "context_stride_s": 0.2,
+            "future_stride_s": 0.2,
+            "action_horizon": self.action_horizon,
+            "max_views": self.views,
+            "height": self.size,
+            "width": self.size,
+        }
+
+    @property
+    def bodies(self) -> tuple[tuple[str, int, int], ...]:
+        return (*BODIES, ACTION_FREE) if self.action_free else BODIES
+
+
+def tiny_pipeline(**options: Any) -> WAMPipeline:
+    """Return a pipeline with random weights; `options` are the fields of `TinyConfig`.
+
+    Unlike a freshly built network, every output depends on every input: the layers that start at zero are filled too.
+    """
+    config = TinyConfig(**options)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        vae = tiny_wan_vae() if config.codec == "wan" else PixelCodec(patch_size=4)
+        tokenizer, encoder = build_byte_t5(d_model=16, num_layers=1, num_heads=2, max_length=24, seed=config.seed)
+        transformer = tiny_transformer(config, latent_channels(vae))
+    return WAMPipeline(
+        transformer=transformer.eval(),
+        vae=vae.eval(),
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        scheduler=WAMScheduler(num_inference_steps=2),
+        processor=tiny_processor(config),
+    )
+
+
+def tiny_transformer(config: TinyConfig, in_channels: int) -> WAMTransformer:
+    """Return a network of some ten thousand parameters, drawn from torch's global generator."""
+    bodies = [{"name": name, "action_dim": action, "state_dim": state} for name, action, state in config.bodies]
+    transformer = WAMTransformer(
+        embodiments=bodies,
+        num_views=config.views,
+        in_channels=in_channels,
+        patch_size=(1, 1, 1) if config.codec == "wan" else (1, 2, 2),
+        num_layers=config.num_layers,
+        num_attention_heads=2,
+        attention_head_dim=12,
+        ffn_dim=48,
+        freq_dim=32,
+        text_dim=16,
+        num_registers=2,
+        video_prediction=config.video_prediction,
+        action_prediction=config.action_prediction,
+        residual_video=config.residual_video,
+    )
+    for parameter in transformer.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
+    return transformer
+
+
+def tiny_wan_vae() -> AutoencoderKLWan:
+    """Return a random Wan video VAE of three channels a latent, drawn from torch's global generator."""
+    return AutoencoderKLWan(
+        base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.1, -0.1, 0.2, 0.0],
+        latents_std=[0.5, 1.0, 0.8, 1.2],
+    )
+
+
+def tiny_processor(config: TinyConfig) -> WAMProcessor:
+    """Return a processor with made-up statistics of every body."""
+    stats = fake_stats(config)
+    specs = [
+        {
+            "name": name,
+            "action_dim": action,
+            "state_dim": state,
+            "views": ["front", "wrist"][: config.views if i == 0 else 1],
+            "fps": 5.0,
+            "action_rate": 10.0 if action else 0.0,
+        }
+        for i, (name, action, state) in enumerate(config.bodies)
+    ]
+    return WAMProcessor(embodiments=specs, stats=stats, window=config.window, stats_hash=stats_hash(stats))
+
+
+def fake_stats(config: TinyConfig) -> Stats:
+    """Return statistics as `data.normalize.compute_stats` would: actions in about -2..4, different in each dimension."""
+    rng = np.random.default_rng(config.seed)
+    stats: Stats = {}
+    for name, *widths in config.bodies:
+        stats[name] = {}
+        for quantity, width in zip(("actions", "state"), widths, strict=True):
+            if width:
+                values = rng.normal(1.0, 0.5 + rng.random(width), (200, width)).astype(np.float32)
+                rows = (
+                    values.mean(0),
+                    values.std(0),
+                    values.min(0),
+                    values.max(0),
+                    *np.quantile(values, [0.01, 0.99], axis=0),
+                )
+                fields = {field: [float(np.float32(x)) for x in row] for field, row in zip(FIELDS, rows, strict=True)}
+                stats[name][quantity] = fields | {"count": len(values)}
+    return stats
+
+
+def fake_batch(pipeline: WAMPipeline, batch_size: int = 4, seed: int = 0) -> Batch:
+    """Return windows of noise that fit the pipeline, its bodies in turn; nothing is missing but what a body lacks."""
+    processor, window = pipeline.processor, pipeline.processor.window
+    rng = np.random.default_rng(seed)
+    specs = [processor.spec(body["name"]) for body in processor.config.embodiments]
+    specs = [specs[i % len(specs)] for i in range(batch_size)]
+    frames = window.num_context_frames + window.num_future_frames
+    views = max(min(len(spec.views), window.max_views) for spec in specs)
+    has_view = torch.arange(views)[None] < torch.tensor([len(spec.views) for spec in specs])[:, None]
+    shape = (batch_size, views, 3, frames, window.height or 16, window.width or 16)
+    video = torch.from_numpy(rng.integers(0, 256, shape, dtype=np.uint8)) * has_view[:, :, None, None, None, None]
+    actions, action_mask = _fake_rows(
+        rng, (window.action_horizon,), [s.action_dim for s in specs], processor.max_action_dim
+    )
+    state, state_mask = _fake_rows(rng, (), [s.state_dim for s in specs], processor.max_state_dim)
+    return Batch(
+        video=video.to(torch.uint8),
+        frame_mask=has_view[:, :, None].repeat(1, 1, frames),
+        frame_times=frame_times(window).repeat(batch_size, 1),
+        num_context_frames=window.num_context_frames,
+        actions=actions,
+        action_mask=action_mask,
+        action_times=torch.stack([action_times(spec, window) for spec in specs]),
+        state=state,
+        state_mask=state_mask,
+        prompts=tuple(PROMPTS[i % len(PROMPTS)] for i in range(batch_size)),
+        embodiments=tuple(spec.name for spec in specs),
+        datasets=("fake",) * batch_size,
+        keys=tuple(f"fake-{i:04d}@{i}" for i in range(batch_size)),
+        indices=torch.arange(batch_size),
+    )
+
+
+def _fake_rows(
+    rng: np.random.Generator, leading: tuple[int, ...], widths: list[int], width: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    shape = (len(widths), *leading, max(width, 1))
+    mask = torch.arange(shape[-1]) < torch.tensor(widths).reshape(-1, *[1] * (len(leading) + 1))
+    mask = mask.expand(shape).contiguous()
+    return torch.from_numpy(rng.normal(1.0, 0.7, shape).astype(np.float32)) * mask, mask
