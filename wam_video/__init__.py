@@ -54,7 +54,7 @@ _DIFFUSERS = {
 
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
-        if name.startswith("WAM"):  # a component of the pipeline, or the pipeline itself
+        if _PUBLIC[name] != "wam_video.tensors":  # a component of the pipeline, or the pipeline itself
             from wam_video.inference.registration import register_components
 
             register_components()
