@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,20 +26,32 @@ Array = TypeVar("Array", np.ndarray, torch.Tensor)
 _CONSTANT = 1e-6
 
 
-def compute_stats(folder: Path | str, split: str = "train") -> Stats:
-    """Compute per embodiment the statistics of one split of a folder of shards, in one pass over its arrays.
+def compute_stats(
+    folders: Path | str | Sequence[Path | str], split: str = "train", embodiments: Sequence[str] | None = None
+) -> Stats:
+    """Compute per embodiment the statistics of one split of one or several folders of shards taken together.
 
-    Clips that overlap count twice. Raises as `reader.read_sample` does.
+    Args:
+        folders: Where the shards lie.
+        split: Statistics for training come from `train` alone.
+        embodiments: Only these; all by default.
+
+    Raises:
+        DataError: As `reader.read_sample` does.
     """
-    manifest = load_manifest(folder)
-    rows: dict[str, dict[str, list[np.ndarray]]] = {name: {} for name in manifest.embodiments}
-    for shard, sample in manifest.split(split):
-        at = f"shard {str(Path(folder) / shard.name)!r}, sample {sample.key!r}"
-        members = read_sample(folder, shard, sample)
-        arrays = sample_arrays(members, sample_info(members, at), at)
-        for name in ("actions", "state"):
-            if (array := arrays[name]) is not None and len(array):
-                rows[sample.embodiment].setdefault(name, []).append(array)
+    rows: dict[str, dict[str, list[np.ndarray]]] = {}
+    for folder in [folders] if isinstance(folders, str | Path) else folders:
+        manifest = load_manifest(folder)
+        for name in manifest.embodiments if embodiments is None else embodiments:
+            rows.setdefault(name, {})
+        for shard, sample in manifest.split(split):
+            if sample.embodiment in rows:
+                at = f"shard {str(Path(folder) / shard.name)!r}, sample {sample.key!r}"
+                members = read_sample(folder, shard, sample)
+                arrays = sample_arrays(members, sample_info(members, at), at)
+                for name in ("actions", "state"):
+                    if (array := arrays[name]) is not None and len(array):
+                        rows[sample.embodiment].setdefault(name, []).append(array)
     return {
         embodiment: {name: _describe(np.concatenate(arrays)) for name, arrays in sorted(by_name.items())}
         for embodiment, by_name in sorted(rows.items())

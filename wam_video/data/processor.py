@@ -1,0 +1,172 @@
+"""What a checkpoint must know of the data: embodiments, windows, and statistics that can't be mixed up."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from diffusers import SchedulerMixin  # its load and save methods are those of a component that is only a config
+from diffusers.configuration_utils import ConfigMixin
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from wam_video.data.normalize import Normalizer, Stats, stats_hash
+from wam_video.data.schema import EmbodimentSpec
+from wam_video.data.windows import WindowConfig
+from wam_video.errors import CheckpointError, ConfigError, DataError, one_of
+
+if TYPE_CHECKING:
+    from wam_video.data.loader import WindowDataset
+
+
+class WAMProcessor(SchedulerMixin, ConfigMixin):
+    """Map actions and state of every embodiment to and from the model's units; a component like a scheduler."""
+
+    config_name = "processor_config.json"
+
+    def __init__(
+        self,
+        embodiments: list[dict[str, Any]],
+        stats: Stats,
+        normalization: str = "quantile",
+        window: dict[str, Any] | None = None,
+        stats_hash: str | None = None,
+    ) -> None:
+        """Build the tables.
+
+        Args:
+            embodiments: Fields of `EmbodimentSpec`, in the order of the network's own layers.
+            stats: As `normalize.compute_stats` returns them.
+            normalization: `quantile`, `mean_std` or `min_max`.
+            window: Fields of `WindowConfig`.
+            stats_hash: What `stats` must hash to; a saved processor holds it.
+
+        Raises:
+            CheckpointError: The statistics do not have that hash, or lack an embodiment or a dimension.
+            ConfigError: Unknown normalization, repeated embodiment, or a wrong window.
+        """
+        stats = {name: {what: dict(fields) for what, fields in by.items()} for name, by in stats.items()}
+        found = _hash(stats)
+        if stats_hash is not None and stats_hash != found:
+            raise CheckpointError(
+                f"statistics of the processor hash to {found[:16]}, the checkpoint says {stats_hash[:16]}; the file was altered: "
+                "fetch or export the checkpoint again"
+            )
+        self._specs = [_spec(values) for values in embodiments]
+        names = [spec.name for spec in self._specs]
+        if not names or len(set(names)) != len(names):
+            raise ConfigError(f"processor embodiments are {names}; give at least one, each name once")
+        self._index = {name: i for i, name in enumerate(names)}
+        try:
+            self.window = WindowConfig(**dict(window or {}))
+        except TypeError as error:
+            raise ConfigError(
+                f"processor window: {error}; allowed: {', '.join(WindowConfig.__dataclass_fields__)}"
+            ) from error
+        self.register_to_config(
+            embodiments=[_plain(spec) for spec in self._specs],
+            stats=stats,
+            normalization=normalization,
+            window=asdict(self.window),
+            stats_hash=found,
+        )
+        self.max_action_dim = max(spec.action_dim for spec in self._specs)
+        self.max_state_dim = max(spec.state_dim for spec in self._specs)
+        self.num_views = min(self.window.max_views, max(len(spec.views) for spec in self._specs))
+        self._tables = {
+            "actions": self._table("actions", [spec.action_dim for spec in self._specs]),
+            "state": self._table("state", [spec.state_dim for spec in self._specs]),
+        }
+
+    @classmethod
+    def from_dataset(cls, dataset: "WindowDataset", normalization: str = "quantile") -> "WAMProcessor":
+        """Return the processor of a dataset's embodiments, statistics and windows."""
+        specs = [_plain(spec) for spec in dataset.embodiments.values()]
+        return cls(specs, dataset.stats, normalization, asdict(dataset.window), stats_hash(dataset.stats))
+
+    def index(self, name: str) -> int:
+        """Return an embodiment's place.
+
+        Raises:
+            ConfigError: The model does not know it.
+        """
+        if name not in self._index:
+            raise ConfigError(one_of("embodiment", name, self._index))
+        return self._index[name]
+
+    def indices(self, names: Sequence[str]) -> Int[Tensor, " b"]:
+        """Return the places of several embodiments; see `index`."""
+        return torch.tensor([self.index(name) for name in names], dtype=torch.long)
+
+    def spec(self, name: str) -> EmbodimentSpec:
+        """Return what is known of an embodiment; see `index`."""
+        return self._specs[self.index(name)]
+
+    def action_dim(self, name: str) -> int:
+        """Return an embodiment's action width; see `index`."""
+        return self.spec(name).action_dim
+
+    def normalize_actions(
+        self, x: Float[Tensor, "b ta da"], embodiment_ids: Int[Tensor, " b"]
+    ) -> Float[Tensor, "b ta da"]:
+        """Return actions in the model's units, float32; padded dimensions become 0.
+
+        Raises:
+            DataError: `x` is not as wide as the widest embodiment.
+        """
+        shift, scale, _ = self._gather("actions", x, embodiment_ids)
+        return (x.float() - shift[:, None]) * scale[:, None]
+
+    def denormalize_actions(
+        self, x: Float[Tensor, "b ta da"], embodiment_ids: Int[Tensor, " b"]
+    ) -> Float[Tensor, "b ta da"]:
+        """Return actions in the robot's own units, float32; padded dimensions become 0. See `normalize_actions`."""
+        shift, _, inverse = self._gather("actions", x, embodiment_ids)
+        return x.float() * inverse[:, None] + shift[:, None]
+
+    def normalize_state(self, x: Float[Tensor, "b ds"], embodiment_ids: Int[Tensor, " b"]) -> Float[Tensor, "b ds"]:
+        """Return the state in the model's units, float32; see `normalize_actions`."""
+        shift, scale, _ = self._gather("state", x, embodiment_ids)
+        return (x.float() - shift) * scale
+
+    def _gather(self, what: str, x: Tensor, embodiment_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        table = self._tables[what]
+        if x.shape[-1] != table.shape[-1]:
+            raise DataError(
+                f"{what} is {x.shape[-1]} wide; this model's embodiments are padded to {table.shape[-1]}: pad with zeros"
+            )
+        return tuple(table[:, embodiment_ids.to(table.device)].to(x.device))  # type: ignore[return-value]
+
+    def _table(self, what: str, dims: list[int]) -> Float[Tensor, "3 e d"]:
+        """Return shift, scale and inverse scale of every embodiment, zero in padded dimensions."""
+        table = np.zeros((3, len(dims), max(1, *dims)), np.float32)
+        for row, (spec, width) in enumerate(zip(self._specs, dims, strict=True)):
+            fields = self.config.stats.get(spec.name, {}).get(what)
+            if width == 0:
+                continue
+            if fields is None or len(fields["mean"]) != width:
+                have = 0 if fields is None else len(fields["mean"])
+                raise CheckpointError(
+                    f"statistics hold {have} dimensions of {what} of embodiment {spec.name!r}, which has {width}; "
+                    "compute them over a train split that holds it: `wam-video data stats SHARDS`"
+                )
+            normalizer = Normalizer(self.config.normalization, fields)
+            table[:, row, :width] = normalizer.shift, normalizer.scale, normalizer.inverse_scale
+        return torch.from_numpy(table)
+
+
+_hash = stats_hash  # `__init__` has an argument of that name
+
+
+def _spec(values: Mapping[str, Any]) -> EmbodimentSpec:
+    try:
+        return EmbodimentSpec.from_dict(values)
+    except TypeError as error:
+        raise ConfigError(
+            f"processor embodiment: {error}; allowed: {', '.join(EmbodimentSpec.__dataclass_fields__)}"
+        ) from error
+
+
+def _plain(spec: EmbodimentSpec) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(spec).items()}
