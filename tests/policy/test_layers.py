@@ -4,7 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.policy.tree import ROOT
+from tests.policy.rules import imports
+from tests.policy.tree import ROOT, python_files, read
 
 AGAINST_THE_GRAIN = {
     "wam_video/models/up.py": "import wam_video.training",
@@ -55,3 +56,19 @@ def test_each_contract_notices_an_import_against_the_grain(tmp_path: Path) -> No
     assert " 0 kept" in result.stdout, result.stdout
     for breach in ("wam_video.models.up", "wam_video.training.sideways"):
         assert breach in result.stdout, "both breaches of the layers contract must be named"
+
+
+def from_the_facade(source: str) -> list[str]:
+    names = [name.removeprefix("wam_video.") for _, name in imports(source) if name.startswith("wam_video.")]
+    return [name for name in names if "." not in name and name != "__version__" and not name.islower()]
+
+
+def test_no_module_imports_the_public_facade() -> None:
+    found = {module: names for module in python_files("wam_video") if (names := from_the_facade(read(module)))}
+    found.pop("wam_video/__init__.py", None)
+    assert not found, "import from the module that defines the name; the lazy facade hides who depends on whom"
+
+
+def test_an_import_from_the_facade_is_noticed() -> None:
+    assert from_the_facade("from wam_video import WAMPipeline, __version__") == ["WAMPipeline"]
+    assert not from_the_facade("from wam_video import errors, __version__\nimport wam_video.errors")
