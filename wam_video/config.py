@@ -59,7 +59,9 @@ def _read_yaml(path: str | Path) -> DictConfig:
     except Exception as error:  # the YAML parser's own family
         raise ConfigError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(content, DictConfig):
-        raise ConfigError(f"{path}: the top level is a {type(content).__name__}; it must be a mapping of keys to values")
+        raise ConfigError(
+            f"{path}: the top level is a {type(content).__name__}; it must be a mapping of keys to values"
+        )
     return content
 
 
@@ -71,6 +73,8 @@ def _check_keys(schema: Any, layer: Any, prefix: str) -> None:
         return
     for key in layer:
         if key not in schema:
-            raise ConfigError(one_of(f"configuration key under {prefix or 'the top level'}", key, [str(k) for k in schema]))
+            raise ConfigError(
+                one_of(f"configuration key under {prefix or 'the top level'}", key, [str(k) for k in schema])
+            )
         if not OmegaConf.is_missing(layer, key):
             _check_keys(schema._get_node(key), layer._get_node(key), f"{prefix}{key}.")

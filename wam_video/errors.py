@@ -27,7 +27,9 @@ class MissingDependencyError(WamError, ImportError):
     """An optional package that is not installed; the message names the extra that brings it."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs the package {package!r}, which is not installed: pip install 'wam-video[{extra}]'")
+        super().__init__(
+            f"{purpose} needs the package {package!r}, which is not installed: pip install 'wam-video[{extra}]'"
+        )
 
 
 def one_of(what: str, value: object, allowed: Iterable[str]) -> str:

@@ -29,6 +29,18 @@ def rotary_angles(positions: Float[Tensor, "b n 3"], head_dim: int, theta: float
     return angles.cos().float(), angles.sin().float()
 
 
+def sinusoids(positions: Float[Tensor, "b n 3"], dim: int) -> Float[Tensor, "b n d"]:
+    """Return fixed sinusoids of the three positions side by side, `dim` channels (Vaswani et al. 2017, section 3.5).
+
+    The longest wave is 2 pi * 100 positions, for grids and chunks are short; channels that don't divide evenly are zero.
+    """
+    pairs = dim // 6
+    frequencies = 100.0 ** -(torch.arange(pairs, device=positions.device, dtype=torch.float32) / pairs)
+    angles = (positions[..., None].float() * frequencies).flatten(-2)  # b n 3*pairs
+    waves = torch.cat([angles.sin(), angles.cos()], dim=-1)
+    return torch.nn.functional.pad(waves, (0, dim - 6 * pairs))
+
+
 def apply_rotary(x: Float[Tensor, "b n heads k"], rotary: Rotary) -> Float[Tensor, "b n heads k"]:
     """Rotate each interleaved pair of `x` by its token's angle (Su et al. 2021, eq. 34)."""
     cos, sin = rotary

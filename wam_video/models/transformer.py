@@ -21,7 +21,7 @@ from wam_video.errors import ConfigError, one_of
 from wam_video.flow.path import PredictionType
 from wam_video.models.blocks import WAMBlock, gather_slots
 from wam_video.models.layers import ConditionEmbedder, EmbodimentLinear
-from wam_video.models.rope import rotary_angles
+from wam_video.models.rope import rotary_angles, sinusoids
 from wam_video.models.tokens import TokenLayout
 from wam_video.tensors import Prediction
 
@@ -45,6 +45,8 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
         cross_attn_norm: LayerNorm before cross-attention.
         rope_theta: Base of the rotary angles.
         rope_rate: Temporal positions a second. Wan's own: latent frames a second.
+        absolute_positions: Also add fixed sinusoids of time, height and width to the tokens. Rotary positions are
+            relative; a small model that has to read where something is, in the robot's coordinates, learns it sooner so.
         video_prediction: What is put out for video: "velocity" or "sample".
         action_prediction: The same for actions.
         residual_video: Add the last context frame to a video prediction of kind "sample", so that an untrained network
@@ -76,6 +78,7 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
         cross_attn_norm: bool = True,
         rope_theta: float = 10000.0,
         rope_rate: float = 4.0,
+        absolute_positions: bool = False,
         video_prediction: PredictionType = "velocity",
         action_prediction: PredictionType = "velocity",
         residual_video: bool = False,
@@ -165,6 +168,8 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
         rotary = rotary_angles(positions, self.config.attention_head_dim, self.config.rope_theta)
         time, modulation, text = self.condition_embedder(layout.slot_times(t_video, t_action), text_embeds)
         x = self._embed(latents, actions, state, state_mask, embodiment)
+        if self.config.absolute_positions:
+            x = x + sinusoids(positions, x.shape[-1]).type_as(x)
         mask = _view_attention_mask(layout, view_mask)
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:

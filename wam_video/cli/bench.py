@@ -1,0 +1,146 @@
+"""`wam-video bench`: timings as ratios within one run.
+
+`bench train` times forward and backward of this library's network and of diffusers' `WanTransformer3DModel` of the same
+shape, taking turns in one process so that a machine whose speed drifts does not favour either.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import WanTransformer3DModel
+
+from wam_video.log import progress, setup_logging
+from wam_video.models.transformer import WAMTransformer
+
+EXAMPLE = "example: wam-video bench train --layers 12 --heads 12 --head-dim 64 --grid 8 16 16"
+TEXT_DIM, TEXT_TOKENS = 64, 64
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    parser = argparse.ArgumentParser(prog="wam-video bench", description=__doc__, epilog=EXAMPLE)
+    commands = parser.add_subparsers(dest="what", required=True)
+    train = commands.add_parser("train", help="forward and backward against diffusers' Wan", epilog=EXAMPLE)
+    train.add_argument("--layers", type=int, default=12)
+    train.add_argument("--heads", type=int, default=12)
+    train.add_argument("--head-dim", type=int, default=64)
+    train.add_argument("--channels", type=int, default=16, help="of a latent")
+    train.add_argument("--grid", type=int, nargs=3, default=(8, 16, 16), metavar=("T", "H", "W"), help="latent size")
+    train.add_argument("--actions", type=int, default=0, help="action tokens added on our side (0: the same tokens)")
+    train.add_argument("--runs", type=int, default=5, help="counted pairs, after one warm-up")
+    train.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    train.add_argument("--output", type=Path, help="write the figures as JSON here")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    args = build_parser().parse_args(argv)
+    setup_logging()
+    figures = bench_train(args)
+    text = json.dumps(figures, indent=2)
+    if args.output:
+        args.output.write_text(text + "\n")
+    print(text)
+    return 0
+
+
+def bench_train(args: argparse.Namespace) -> dict[str, object]:
+    """Time the two networks in turn and return medians in seconds and the ratios pair by pair."""
+    steps = {"wam_video": _our_step(args), "diffusers": _their_step(args)}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for run in progress(range(args.runs + 1), what="pairs"):
+        # The order alternates, so that neither always finds the caches as the other left them.
+        for name in sorted(steps, reverse=bool(run % 2)):
+            elapsed = _timed(steps[name], args.device)
+            if run:
+                seconds[name].append(elapsed)
+    ratios = [a / b for a, b in zip(seconds["wam_video"], seconds["diffusers"], strict=True)]
+    return {
+        "shape": {k: getattr(args, k) for k in ("layers", "heads", "head_dim", "channels", "grid", "actions")},
+        "device": torch.cuda.get_device_name() if args.device.startswith("cuda") else "cpu",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "median_seconds": {name: round(statistics.median(values), 4) for name, values in seconds.items()},
+        "ratio": {
+            "median": round(statistics.median(ratios), 4),
+            "min": round(min(ratios), 4),
+            "max": round(max(ratios), 4),
+        },
+    }
+
+
+def _shape(args: argparse.Namespace) -> dict[str, int]:
+    dim = args.heads * args.head_dim
+    return dict(
+        num_layers=args.layers,
+        num_attention_heads=args.heads,
+        attention_head_dim=args.head_dim,
+        in_channels=args.channels,
+        out_channels=args.channels,
+        ffn_dim=4 * dim,
+        text_dim=TEXT_DIM,
+    )
+
+
+def _our_step(args: argparse.Namespace) -> Callable[[], None]:
+    torch.manual_seed(0)
+    bodies = [{"name": "arm", "action_dim": 7, "state_dim": 7}]
+    model = WAMTransformer(embodiments=bodies, num_registers=0, **_shape(args)).to(args.device)
+    frames, height, width = args.grid
+    latents = torch.randn(1, 1, args.channels, frames, height, width, device=args.device)
+    inputs = dict(
+        latents=latents,
+        t_video=torch.rand(1, frames, device=args.device),
+        latent_times=torch.arange(frames, device=args.device)[None] / 4,
+        text_embeds=torch.randn(1, TEXT_TOKENS, TEXT_DIM, device=args.device),
+        embodiment=torch.zeros(1, dtype=torch.long, device=args.device),
+    )
+    if args.actions:
+        inputs |= dict(
+            actions=torch.randn(1, args.actions, 7, device=args.device),
+            t_action=torch.rand(1, args.actions, device=args.device),
+            action_times=torch.arange(args.actions, device=args.device)[None] / 15,
+        )
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        model(**inputs).video.square().mean().backward()
+
+    return step
+
+
+def _their_step(args: argparse.Namespace) -> Callable[[], None]:
+    torch.manual_seed(0)
+    model = WanTransformer3DModel(patch_size=(1, 2, 2), **_shape(args)).to(args.device)
+    latents = torch.randn(1, args.channels, *args.grid, device=args.device)
+    text = torch.randn(1, TEXT_TOKENS, TEXT_DIM, device=args.device)
+    t = torch.rand(1, device=args.device) * 1000
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        model(latents, t, text, return_dict=False)[0].square().mean().backward()
+
+    return step
+
+
+def _timed(step: Callable[[], None], device: str) -> float:
+    def synchronize() -> None:
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+
+    synchronize()
+    start = time.perf_counter()
+    step()
+    synchronize()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    sys.exit(main())
