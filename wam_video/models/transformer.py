@@ -4,6 +4,7 @@
 load by key. It predicts what its config says (velocity or clean sample); `flow.path` converts.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,6 +25,9 @@ from wam_video.models.layers import ConditionEmbedder, EmbodimentLinear
 from wam_video.models.rope import rotary_angles, sinusoids
 from wam_video.models.tokens import TokenLayout
 from wam_video.tensors import Prediction
+
+NO_BODY: tuple[dict[str, Any], ...] = ({"name": "none", "action_dim": 0, "state_dim": 0},)
+"""The embodiments of a network that has only video."""
 
 
 class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, CacheMixin):
@@ -61,9 +65,9 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
     _keep_in_fp32_modules = ["time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"]
 
     @register_to_config
-    def __init__(
+    def __init__(  # noqa: PLR0913 - diffusers turns the arguments into config.json, one by one
         self,
-        embodiments: list[dict[str, Any]] = ({"name": "none", "action_dim": 0, "state_dim": 0},),  # type: ignore[assignment]
+        embodiments: Sequence[dict[str, Any]] = NO_BODY,
         num_views: int = 1,
         in_channels: int = 16,
         out_channels: int | None = None,
@@ -117,7 +121,7 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
         """What is put out for video and for actions."""
         return self.config.video_prediction, self.config.action_prediction
 
-    def forward(
+    def forward(  # noqa: PLR0913 - each tensor of a sample by its name; they belong together only here
         self,
         *,
         latents: Float[Tensor, "b v c t h w"],
