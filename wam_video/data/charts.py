@@ -108,6 +108,7 @@ def _figure(count: int, height: float) -> Iterator[tuple[list[Any], io.BytesIO]]
     grid = figure.subplots(rows, columns, squeeze=False).reshape(-1)
     for axis in grid:
         axis.tick_params(labelsize=7, length=2)
+        axis.locator_params(axis="both", nbins=4)
         axis.spines[["top", "right"]].set_visible(False)
     for axis in grid[count:]:
         axis.set_visible(False)
