@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -320,7 +321,13 @@ def make_loader(
         )
     workers = dataset.config.num_workers if num_workers is None else num_workers
     stream = _BatchStream(dataset, batch_size, start_index, rank, world_size)
-    options = {"prefetch_factor": dataset.config.prefetch, "persistent_workers": True} if workers else {}
+    options: dict[str, Any] = {}
+    if workers:  # a plain fork would copy the locks of decoder and CUDA threads, held or not
+        options = {
+            "multiprocessing_context": "forkserver",
+            "prefetch_factor": dataset.config.prefetch,
+            "persistent_workers": True,
+        }
     return DataLoader(stream, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available(), **options)
 
 

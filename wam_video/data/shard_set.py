@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wam_video.data.manifest import load_manifest, verify_manifest
+from wam_video.data.manifest import SampleEntry, load_manifest, verify_manifest
 from wam_video.data.reader import Clip, load_clip
 from wam_video.data.schema import EmbodimentSpec
 from wam_video.data.video import resize
@@ -23,6 +23,10 @@ class ClipCache:
         """Hold at most `max_bytes`, but always the last clip, since its windows come together."""
         self._max, self._used = max_bytes, 0
         self._clips: OrderedDict[Hashable, Clip] = OrderedDict()
+
+    def __reduce__(self) -> tuple[type["ClipCache"], tuple[int]]:
+        """Leave the clips behind when a worker process gets a copy."""
+        return ClipCache, (self._max,)
 
     def get(self, key: Hashable, load: Callable[[], Clip]) -> Clip:
         """Return the clip of that key, decoding it if it is not held."""
@@ -127,11 +131,7 @@ class ShardSet:
         shard, sample = self._samples[clip]
         views = self.embodiments[sample.embodiment].views[: self._window.max_views]
         decoded = load_clip(self.path, shard, sample, views=views, decoder=decoder)
-        if not decoded.video:
-            raise DataError(
-                f"shard {str(self.path / shard.name)!r}, sample {sample.key!r} has none of the views {', '.join(views)}; "
-                f"raise window.max_views"
-            )
+        self._check(shard.name, sample, decoded)
         if self._hidden[clip]:
             decoded = replace(decoded, actions=None, state=None, reward=None)
         height, width = self._window.height or self.size[0], self._window.width or self.size[1]
@@ -142,6 +142,24 @@ class ShardSet:
             for view, frames in decoded.video.items()
         }
         return replace(decoded, video=video)
+
+    def _check(self, shard: str, sample: SampleEntry, clip: Clip) -> None:
+        """Refuse a sample that contradicts the manifest, from which its windows were counted."""
+        at, spec = f"shard {str(self.path / shard)!r}, sample {sample.key!r}", self.embodiments[sample.embodiment]
+        if not clip.video:
+            wanted = ", ".join(spec.views[: self._window.max_views])
+            raise DataError(f"{at}: it has none of the views {wanted}; raise window.max_views")
+        for name, found, stated in (
+            ("num_frames", clip.info.get("num_frames"), sample.num_frames),
+            ("num_actions", clip.info.get("num_actions"), sample.num_actions),
+            ("embodiment", clip.info.get("embodiment"), spec.name),
+            ("fps", clip.info.get("fps"), spec.fps),
+            ("action_rate", clip.info.get("action_rate"), spec.action_rate),
+            ("width of actions", spec.action_dim if clip.actions is None else clip.actions.shape[1], spec.action_dim),
+            ("width of state", spec.state_dim if clip.state is None else clip.state.shape[1], spec.state_dim),
+        ):
+            if found != stated:
+                raise DataError(f"{at}: {name} is {found!r}, the manifest says {stated!r}; convert the dataset again")
 
 
 def _hash01(key: str) -> float:
