@@ -1,0 +1,152 @@
+"""`wam-video train`: train from YAML files and key=value overrides; started again, it goes on where it stopped.
+
+Under a launcher: `accelerate launch --config_file launch/accelerate/X.yaml -m wam_video.cli.train CONFIG.yaml ...`.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from wam_video.cli.command import DONE, FAILED, run
+from wam_video.config import load, to_yaml
+from wam_video.errors import ConfigError
+from wam_video.log import get_logger, setup_logging
+
+_LOG = get_logger(__name__)
+
+_EXAMPLE = """\
+examples:
+  wam-video train configs/train/tiny.yaml data.datasets.pusht.path=shards/pusht output_dir=runs/tiny
+  wam-video train configs/train/tiny.yaml optim.lr=1e-3 --dry-run
+  accelerate launch --config_file launch/accelerate/multi_gpu.yaml -m wam_video.cli.train configs/train/tiny.yaml
+
+Files merge left to right, then key=value. The same command again resumes from the newest checkpoint in output_dir."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    result = argparse.ArgumentParser(
+        prog="wam-video train",
+        description=__doc__,
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    result.add_argument("sources", nargs="*", metavar="CONFIG.yaml|key=value")
+    result.add_argument(
+        "--dry-run", action="store_true", help="print the resolved configuration and the size; write nothing"
+    )
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train, or show what would be trained; return the exit code."""
+    arguments = parser().parse_args(argv)
+    setup_logging(main_process=os.environ.get("RANK", "0") == "0")
+    from wam_video.training.config import TrainConfig  # torch and diffusers: not before --help has answered
+
+    config = load(TrainConfig, arguments.sources)
+    if arguments.dry_run:
+        return _show(config)
+    if not config.data.datasets:
+        raise ConfigError("data.datasets is empty; give at least one, e.g. data.datasets.pusht.path=shards/pusht")
+    return _train(config)
+
+
+def _show(config: "TrainConfig") -> int:  # noqa: F821
+    from wam_video.training.build import count_parameters
+    from wam_video.training.feed import find_embodiments
+
+    embodiments, note = find_embodiments(config.data)
+    count = count_parameters(config, embodiments)
+    print(to_yaml(config), end="")
+    print(f"# {count:,} parameters in the network ({note})")
+    return DONE
+
+
+def _train(config: "TrainConfig") -> int:  # noqa: F821
+    from wam_video.training import callbacks as hooks
+    from wam_video.training.accelerator import EngineConfig, start_engine
+    from wam_video.training.feed import ShardFeed
+    from wam_video.training.metrics import open_trackers
+    from wam_video.training.trainer import Trainer, TrainingFailedError
+
+    request = _StopRequest()
+    engine = start_engine(EngineConfig.of(config), _launch())
+    trainer = Trainer(config, ShardFeed(config.data, config.seed), engine, should_stop=request.is_made)
+    if config.eval_every:
+        trainer.validation_batches()  # a missing split is told before hours of training
+    trackers = []
+    if engine.is_main:
+        trainer.output.mkdir(parents=True, exist_ok=True)
+        (trainer.output / "config.yaml").write_text(to_yaml(config))
+        trackers = open_trackers(config.trackers, trainer.output, {"config": to_yaml(config)}, trainer.start_step)
+    _LOG.info("%s, %d parameters", engine.describe(), sum(p.numel() for p in engine.module.parameters()))
+    export_every = config.save_every if config.export_on_save else 0
+    chain = [
+        hooks.LogCallback(config.log_every),
+        *([hooks.ValidateCallback(config.eval_every)] if config.eval_every else []),
+        hooks.CheckpointCallback(config.save_every),
+        hooks.ExportCallback(_export, trainer.output / "model", export_every),
+        hooks.TrackerCallback(trackers),
+    ]
+    try:
+        with request:
+            trainer.run(chain, trackers)
+    except TrainingFailedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
+    finally:
+        engine.close()
+    return DONE
+
+
+def _launch() -> "Launch":  # noqa: F821
+    """Read what the launcher announced; the environment is read here and not in the package."""
+    from wam_video.training.accelerator import Launch
+
+    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    return Launch(num_processes=int(os.environ.get("WORLD_SIZE", "1")), deepspeed=deepspeed)
+
+
+def _export(folder: Path, parts: "Parts", config: "TrainConfig") -> None:  # noqa: F821
+    from wam_video.flow.scheduler import WAMScheduler
+
+    parts.transformer.save_pretrained(folder / "transformer")
+    parts.codec.save_pretrained(folder / "vae")
+    parts.text_encoder.save_pretrained(folder / "text_encoder")
+    parts.tokenizer.save_pretrained(folder / "tokenizer")
+    parts.processor.save_pretrained(folder / "processor")
+    WAMScheduler(**config.scheduler).save_pretrained(folder / "scheduler")
+
+
+class _StopRequest:
+    """SIGTERM and SIGINT ask the run to save and stop; a second SIGINT interrupts it where it is."""
+
+    def __init__(self) -> None:
+        self._made = False
+        self._before: dict[int, object] = {}
+
+    def is_made(self) -> bool:
+        """Say whether a signal has come."""
+        return self._made
+
+    def __enter__(self) -> "_StopRequest":
+        self._before = {number: signal.signal(number, self._make) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _make(self, number: int, _frame: object) -> None:
+        if self._made and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._made = True
+        _LOG.info("%s: saving a checkpoint and stopping", signal.Signals(number).name)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,222 @@
+"""From a configuration and a dataset to the parts of a model: codec, text encoder, processor, network."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    T5EncoderModel,
+    UMT5EncoderModel,
+)
+
+from wam_video.data.processor import WAMProcessor
+from wam_video.data.schema import EmbodimentSpec
+from wam_video.data.windows import WindowConfig
+from wam_video.errors import CheckpointError, ConfigError
+from wam_video.models.text import build_byte_t5, encode_text
+from wam_video.models.transformer import WAMTransformer
+from wam_video.models.video_codec import Codec, PixelCodec, latent_channels, num_latents, spatial_factor
+from wam_video.tensors import Prediction
+from wam_video.training.config import CodecConfig, TextConfig, TrainConfig
+from wam_video.training.sample import TrainingSample
+
+_TABLES = ("action_embedder.", "state_embedder.", "action_proj_out.")
+
+
+@dataclass(kw_only=True)
+class Parts:
+    """What a model is made of, and what an exporter gets (then with the averaged weights in place)."""
+
+    transformer: WAMTransformer
+    codec: Codec
+    tokenizer: PreTrainedTokenizerBase
+    text_encoder: PreTrainedModel
+    processor: WAMProcessor
+
+
+class Exporter(Protocol):
+    """Writes a model folder that inference can load; handed in by the command line."""
+
+    def __call__(self, folder: Path, parts: Parts, config: TrainConfig) -> None: ...
+
+
+class TrainingModule(nn.Module):
+    """The trained parts as one module, which is what a distributed engine wraps."""
+
+    def __init__(self, parts: Parts, *, train_text: bool) -> None:
+        super().__init__()
+        self.transformer = parts.transformer
+        self.text_encoder = parts.text_encoder if train_text else None
+        self._tokenizer = parts.tokenizer
+
+    def forward(self, sample: TrainingSample) -> Prediction:
+        """Predict the video and the actions of a noisy sample."""
+        dtype = self.transformer.proj_out.weight.dtype
+        text = sample.text_embeds if self.text_encoder is None else self._encode(sample.prompts)
+        noisy = sample.noisy
+        return self.transformer(
+            latents=noisy.x_t.video.to(dtype),
+            t_video=noisy.clocks.video,
+            latent_times=sample.latent_times,
+            text_embeds=text.to(dtype),
+            embodiment=sample.embodiment,
+            actions=None if noisy.x_t.actions is None else noisy.x_t.actions.to(dtype),
+            t_action=noisy.clocks.actions,
+            action_times=sample.action_times,
+            state=sample.state,
+            state_mask=sample.state_mask,
+            view_mask=sample.view_mask,
+            num_context=sample.num_context,
+        )
+
+    def _encode(self, prompts: tuple[str, ...]) -> Tensor:
+        distinct = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
+        rows = encode_text(self._tokenizer, self.text_encoder, list(distinct))
+        return rows[[distinct[prompt] for prompt in prompts]]
+
+
+def build_parts(config: TrainConfig, embodiments: Mapping[str, EmbodimentSpec], processor: WAMProcessor) -> Parts:
+    """Build every part of the model; the trained ones with weights drawn from the seed, or those of `init_from`.
+
+    Raises:
+        ConfigError: The windows don't fit the codec and the patches.
+        CheckpointError: `init_from` does not fit.
+    """
+    codec = build_codec(config.codec)
+    check_sizes(config, codec, processor.window)
+    tokenizer, text_encoder = build_text(config.text, config.seed)
+    arguments = transformer_arguments(config, embodiments, latent_channels(codec), text_encoder.config.d_model)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        transformer = WAMTransformer(**arguments)
+    parts = Parts(
+        transformer=transformer, codec=codec, tokenizer=tokenizer, text_encoder=text_encoder, processor=processor
+    )
+    if config.init_from is not None:
+        load_initial_weights(parts, Path(config.init_from))
+    parts.codec.requires_grad_(False).eval()
+    parts.text_encoder.requires_grad_(config.text.train)
+    if config.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
+    return parts
+
+
+def check_sizes(config: TrainConfig, codec: Codec, window: WindowConfig) -> None:
+    """Refuse windows that do not fill whole latents and patches.
+
+    Raises:
+        ConfigError: The message names the key.
+    """
+    num_latents(codec, window.num_context_frames)
+    num_latents(codec, window.num_frames)
+    patch = config.model.get("patch_size", (1, 2, 2))
+    for name, size, cells in (("height", window.height, patch[1]), ("width", window.width, patch[2])):
+        side = spatial_factor(codec) * int(cells)
+        if size is not None and size % side:
+            raise ConfigError(
+                f"data.window.{name} is {size} pixels; allowed: multiples of {side} (the codec's {spatial_factor(codec)} times "
+                f"model.patch_size's {cells}); set data.window.height and width, codec.patch_size or model.patch_size"
+            )
+
+
+def count_parameters(config: TrainConfig, embodiments: Mapping[str, EmbodimentSpec]) -> int:
+    """Return the number of parameters of the network, built on the meta device; reads no weights."""
+    codec, text = config.codec, config.text
+    channels = 3 * codec.patch_size**2
+    if codec.kind == "wan":
+        channels = AutoencoderKLWan.load_config(codec.path)["z_dim"]
+    text_dim = text.d_model if text.kind == "byte_t5" else AutoConfig.from_pretrained(text.path).d_model
+    with torch.device("meta"):
+        transformer = WAMTransformer(**transformer_arguments(config, embodiments, channels, text_dim))
+    return sum(p.numel() for p in transformer.parameters())
+
+
+def build_codec(config: CodecConfig) -> Codec:
+    """Build the video codec, frozen."""
+    if config.kind == "wan":
+        return AutoencoderKLWan.from_pretrained(config.path)
+    return PixelCodec(patch_size=config.patch_size, mean=config.mean, std=config.std)
+
+
+def build_text(config: TextConfig, seed: int) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Build or load the text encoder and its tokenizer."""
+    if config.kind == "byte_t5":
+        return build_byte_t5(
+            d_model=config.d_model,
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            max_length=config.max_length,
+            seed=seed,
+        )
+    tokenizer = AutoTokenizer.from_pretrained(config.path, model_max_length=config.max_length)
+    kind = UMT5EncoderModel if "umt5" in type(tokenizer).__name__.lower() + str(config.path).lower() else T5EncoderModel
+    return tokenizer, kind.from_pretrained(config.path).eval()
+
+
+def transformer_arguments(
+    config: TrainConfig, embodiments: Mapping[str, EmbodimentSpec], channels: int, text_dim: int
+) -> dict[str, Any]:
+    """Return every argument of the network: the configured ones and those that follow from the other parts."""
+    given = dict(config.model)
+    if "patch_size" in given:
+        given["patch_size"] = tuple(given["patch_size"])
+    bodies = [
+        {"name": spec.name, "action_dim": spec.action_dim, "state_dim": spec.state_dim} for spec in embodiments.values()
+    ]
+    return {
+        **given,
+        "embodiments": bodies,
+        "num_views": config.data.window.max_views,
+        "in_channels": channels,
+        "text_dim": text_dim,
+    }
+
+
+def load_initial_weights(parts: Parts, folder: Path) -> None:
+    """Copy the weights of a checkpoint folder into `parts`; tables of embodiments by name, the rest by key.
+
+    Raises:
+        CheckpointError: The folder has no transformer, or a weight has another shape.
+    """
+    if not (folder / "transformer" / "config.json").is_file():
+        raise CheckpointError(
+            f"init_from is {str(folder)!r}, which has no transformer/config.json; give a checkpoint folder"
+        )
+    source = WAMTransformer.from_pretrained(folder / "transformer")
+    old = {body["name"]: row for row, body in enumerate(source.config.embodiments)}
+    new = {body["name"]: row for row, body in enumerate(parts.transformer.config.embodiments)}
+    target, weights = parts.transformer.state_dict(), source.state_dict()
+    with torch.no_grad():
+        for name, value in target.items():
+            if name not in weights:
+                raise CheckpointError(
+                    f"init_from {str(folder)!r} has no weight {name!r}; its model.* settings differ from yours"
+                )
+            if name.startswith(_TABLES):
+                for body in old.keys() & new.keys():
+                    _copy_corner(weights[name][old[body]], value[new[body]])
+            elif name == "view_embedding":
+                _copy_corner(weights[name], value)
+            elif weights[name].shape != value.shape:
+                raise CheckpointError(
+                    f"init_from: {name} is {tuple(weights[name].shape)} in {str(folder)!r} and {tuple(value.shape)} here; "
+                    "use the model.*, codec.* and text.* settings of that checkpoint"
+                )
+            else:
+                value.copy_(weights[name])
+    text = folder / "text_encoder"
+    if (text / "config.json").is_file():
+        parts.text_encoder.load_state_dict(type(parts.text_encoder).from_pretrained(text).state_dict())
+
+
+def _copy_corner(source: Tensor, target: Tensor) -> None:
+    corner = tuple(slice(0, min(a, b)) for a, b in zip(source.shape, target.shape, strict=True))
+    target[corner] = source[corner].to(target)

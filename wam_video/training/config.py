@@ -1,0 +1,242 @@
+"""The configuration of a training run: the components' own configs, run settings, and checks across them."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from wam_video.data.loader import DataConfig
+from wam_video.errors import ConfigError, one_of
+from wam_video.flow.density import DensityConfig
+from wam_video.flow.loss import LossConfig
+from wam_video.flow.scheduler import WAMScheduler
+from wam_video.models.transformer import WAMTransformer
+
+DERIVED_MODEL_KEYS = ("embodiments", "num_views", "in_channels", "text_dim")
+"""Arguments of the network that follow from the data, the codec and the text encoder."""
+
+TRACKERS = ("tensorboard", "wandb", "trackio")
+
+FREE_ON_RESUME = (
+    *("steps", "max_minutes", "save_every", "keep_last", "eval_every", "eval_windows", "log_every", "trackers"),
+    *("output_dir", "num_processes", "engine", "gradient_checkpointing", "export_on_save", "scheduler"),
+    *("data.num_workers", "data.cache_mb", "data.prefetch", "data.prefetch_factor"),
+)
+"""Keys that may differ between a run and its continuation: none of them changes a sample, a loss or an update rule."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecConfig:
+    """The video codec."""
+
+    kind: str = "pixel"
+    """`pixel`: invertible patches, no weights; `wan`: diffusers' AutoencoderKLWan."""
+    patch_size: int = 8
+    """Of the pixel codec, in pixels."""
+    mean: float = 0.0
+    """Of the pixels in [-1, 1] (pixel codec)."""
+    std: float = 0.5
+    path: str | None = None
+    """Folder or hub id of the VAE (wan codec)."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("pixel", "wan"):
+            raise ConfigError(one_of("codec.kind", self.kind, ("pixel", "wan")))
+        if self.kind == "wan" and not self.path:
+            raise ConfigError("codec.path is not set; the wan codec needs a folder or hub id of an AutoencoderKLWan")
+        if self.std <= 0:
+            raise ConfigError(f"codec.std is {self.std}; allowed: above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """The text encoder."""
+
+    kind: str = "byte_t5"
+    """`byte_t5`: a small byte-level T5 that needs no download; `pretrained`: any T5 encoder of transformers."""
+    path: str | None = None
+    """Folder or hub id (pretrained)."""
+    d_model: int = 64
+    num_layers: int = 2
+    num_heads: int = 4
+    max_length: int = 64
+    """Longest prompt in tokens (bytes for byte_t5); longer ones are cut."""
+    train: bool = False
+    """Train the encoder along; else its embeddings are cached by prompt."""
+    prompt_dropout: float = 0.1
+    """Share of samples that see the empty prompt, which guidance needs."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("byte_t5", "pretrained"):
+            raise ConfigError(one_of("text.kind", self.kind, ("byte_t5", "pretrained")))
+        if self.kind == "pretrained" and not self.path:
+            raise ConfigError("text.path is not set; text.kind=pretrained needs a folder or hub id of a T5 encoder")
+        if not 0 <= self.prompt_dropout <= 1:
+            raise ConfigError(f"text.prompt_dropout is {self.prompt_dropout}; allowed: 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW and its schedule. Norms, biases, learned tokens and embodiment tables have no weight decay."""
+
+    lr: float = 3e-4
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    warmup_steps: int = 100
+    schedule: str = "cosine"
+    """After the warm-up: `constant`, `cosine` to the last step, or `wsd` (constant, then linear down at the end)."""
+    decay_share: float = 0.2
+    """Share of the steps over which `wsd` comes down."""
+    min_lr_ratio: float = 0.1
+    """Learning rate at the last step as a share of `lr`."""
+    clip_norm: float = 1.0
+    """Largest norm of the gradient; 0 does not clip."""
+
+    def __post_init__(self) -> None:
+        if self.schedule not in ("constant", "cosine", "wsd"):
+            raise ConfigError(one_of("optim.schedule", self.schedule, ("constant", "cosine", "wsd")))
+        if self.lr <= 0:
+            raise ConfigError(f"optim.lr is {self.lr}; allowed: above 0")
+        for name in ("weight_decay", "warmup_steps", "clip_norm"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"optim.{name} is {getattr(self, name)}; allowed: 0 or more")
+        for name in ("decay_share", "min_lr_ratio"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"optim.{name} is {getattr(self, name)}; allowed: 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EMAConfig:
+    """The moving average of the weights, which is what is validated and exported."""
+
+    decay: float = 0.999
+    """0 follows the weights exactly."""
+    warmup: bool = True
+    """Average over at most the first tenth of what has been seen: decay at most (1 + step) / (10 + step)."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise ConfigError(f"ema.decay is {self.decay}; allowed: 0 to below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that a run is made of; `configs/train/*.yaml` hold the differences."""
+
+    output_dir: str = "runs/train"
+    seed: int = 0
+    steps: int = 1000
+    """Optimizer steps in all, over all the times that the run is started."""
+    max_minutes: float | None = None
+    """Stop cleanly after so long in this process, whatever the step; None: never."""
+    batch_size: int = 16
+    """Windows in a micro-batch of one process; a step sees batch_size * grad_accum * processes."""
+    grad_accum: int = 1
+    model: dict[str, Any] = field(default_factory=dict)
+    """Arguments of `WAMTransformer`, but for those that follow from data, codec and text encoder."""
+    codec: CodecConfig = field(default_factory=CodecConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    normalization: str = "quantile"
+    """Of actions and state: quantile, mean_std or min_max."""
+    density: DensityConfig = field(default_factory=DensityConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    ema: EMAConfig = field(default_factory=EMAConfig)
+    init_from: str | None = None
+    """Checkpoint folder whose weights the run starts from; layers of embodiments that it does not know start fresh."""
+    scheduler: dict[str, Any] = field(default_factory=dict)
+    """Arguments of `WAMScheduler`: how the exported model samples unless asked otherwise."""
+    mixed_precision: str = "auto"
+    """`bf16`, `no`, or `auto`: bf16 where the device has it."""
+    gradient_checkpointing: bool = False
+    engine: str = "auto"
+    """What must carry the run: `single`, `ddp`, `deepspeed`, or `auto`: whatever it was launched with."""
+    num_processes: int | None = None
+    """How many processes there must be; None: whatever it was launched with."""
+    save_every: int = 500
+    """Steps between checkpoints; there is always one at the end."""
+    keep_last: int = 2
+    """Checkpoints kept; 0 keeps all."""
+    export_on_save: bool = False
+    """Export the model at every checkpoint, not only at the end."""
+    eval_every: int = 500
+    """Steps between validations; 0: never."""
+    eval_windows: int = 128
+    """Held-out windows in a validation."""
+    log_every: int = 20
+    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
+    """Beside the plain lines and metrics.jsonl: tensorboard, wandb, trackio."""
+    max_bad_steps: int = 5
+    """So many steps in a row with a non-finite loss or gradient are skipped before the run gives up."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "steps",
+            "batch_size",
+            "grad_accum",
+            "save_every",
+            "log_every",
+            "max_bad_steps",
+        ):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
+        for name in ("keep_last", "eval_every", "eval_windows", "seed"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; allowed: 0 or more")
+        if self.max_minutes is not None and not self.max_minutes > 0:
+            raise ConfigError(f"max_minutes is {self.max_minutes}; allowed: above 0, or null for no limit")
+        for name, allowed in (
+            ("normalization", ("quantile", "mean_std", "min_max")),
+            ("mixed_precision", ("auto", "no", "bf16")),
+            ("engine", ("auto", "single", "ddp", "deepspeed")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(one_of(name, getattr(self, name), allowed))
+        for tracker in self.trackers:
+            if tracker not in TRACKERS:
+                raise ConfigError(one_of("trackers entry", tracker, TRACKERS))
+        check_model_arguments(self.model)
+        check_arguments("scheduler", WAMScheduler, self.scheduler)
+        WAMScheduler(**self.scheduler)
+        self._check_across()
+
+    def _check_across(self) -> None:
+        if self.optim.schedule != "constant" and self.optim.warmup_steps >= self.steps:
+            raise ConfigError(
+                f"optim.warmup_steps is {self.optim.warmup_steps}; allowed: fewer than steps ({self.steps})"
+            )
+
+
+def check_arguments(what: str, kind: type, arguments: Mapping[str, Any], *, hidden: Sequence[str] = ()) -> None:
+    """Refuse arguments that a class does not take.
+
+    Raises:
+        ConfigError: The message names the key and the nearest right one.
+    """
+    allowed = {name for name in inspect.signature(kind.__init__).parameters if name != "self"} - set(hidden)
+    for key in arguments:
+        if key not in allowed:
+            raise ConfigError(one_of(f"configuration key under {what}.", key, allowed))
+
+
+def check_model_arguments(arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments that the network does not have, or that follow from elsewhere.
+
+    Raises:
+        ConfigError: The message names the key and the nearest right one.
+    """
+    allowed = [name for name in inspect.signature(WAMTransformer.__init__).parameters if name != "self"]
+    for key in arguments:
+        if key in DERIVED_MODEL_KEYS:
+            raise ConfigError(
+                f"model.{key} can't be set: it follows from the data, the codec and the text encoder; remove it"
+            )
+        if key not in allowed:
+            raise ConfigError(one_of("configuration key under model.", key, set(allowed) - set(DERIVED_MODEL_KEYS)))
+    patch = arguments.get("patch_size", (1, 2, 2))
+    if len(patch) != 3 or any(int(side) < 1 for side in patch):
+        raise ConfigError(
+            f"model.patch_size is {list(patch)}; allowed: three numbers of 1 or more (frames, rows, columns)"
+        )

@@ -1,0 +1,241 @@
+"""From a batch of recordings to a sample on the noise square: a pure function of (seed, sample index).
+
+A window's noise, clocks and prompt dropout come from a generator of its own, seeded by its global index, so that a step
+is the same however the batch is cut into ranks and micro-batches.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Protocol, TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from wam_video.flow.density import NUM_UNIFORMS, DensityConfig, draw_clocks
+from wam_video.flow.loss import LossConfig, NoisySample, add_noise, motion_weights
+from wam_video.flow.solvers import State
+from wam_video.models.text import encode_text
+from wam_video.models.video_codec import Codec, encode, latent_mask, latent_times, num_latents
+from wam_video.tensors import Batch, to_unit_range
+
+T = TypeVar("T")
+
+_ODD = 0x9E3779B1
+"""Odd, so that index -> seed is one to one on 32 bits (all that the CPU generator takes)."""
+
+
+class Normalizes(Protocol):
+    """What a sample needs of `data.processor.WAMProcessor`."""
+
+    def indices(self, names: Sequence[str]) -> Int[Tensor, " b"]: ...
+
+    def normalize_actions(self, x: Float[Tensor, "b ta da"], embodiment: Int[Tensor, " b"]) -> Tensor: ...
+
+    def normalize_state(self, x: Float[Tensor, "b ds"], embodiment: Int[Tensor, " b"]) -> Tensor: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSample:
+    """A noisy sample with everything that the network is told about it."""
+
+    noisy: NoisySample
+    t_video: Float[Tensor, " b"]
+    """Clock of the future frames; 1 throughout where they are absent."""
+    t_action: Float[Tensor, " b"]
+    latent_times: Float[Tensor, "b t"]
+    action_times: Float[Tensor, "b ta"]
+    state: Float[Tensor, "b ds"]
+    state_mask: Bool[Tensor, "b ds"]
+    embodiment: Int[Tensor, " b"]
+    view_mask: Bool[Tensor, "b v"] | None
+    num_context: int
+    prompts: tuple[str, ...]
+    text_embeds: Float[Tensor, "b s dt"] | None
+    """None where the text encoder is trained: the training module encodes the prompts itself."""
+    video_count: Float[Tensor, " b"]
+    """Weight that each window's video errors are divided by (`flow.loss.LossTerms`), known before the forward pass."""
+    action_count: Float[Tensor, " b"]
+    keys: tuple[str, ...]
+
+    def to(self, device: torch.device) -> "TrainingSample":
+        """Return the sample with its tensors on `device`."""
+        return _move(self, device)
+
+
+class TextCache:
+    """Embeddings of a frozen text encoder by prompt."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, encoder: PreTrainedModel, *, size: int = 4096) -> None:
+        self._tokenizer = tokenizer
+        self._encoder = encoder
+        self._size = size
+        self._rows: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[str]) -> Float[Tensor, "b s dt"]:
+        """Return the embeddings of `prompts`, each encoded by itself, so that they do not depend on their neighbours."""
+        for prompt in dict.fromkeys(prompts):
+            if prompt not in self._rows:
+                if len(self._rows) >= self._size:
+                    self._rows.pop(next(iter(self._rows)))
+                self._rows[prompt] = encode_text(self._tokenizer, self._encoder, [prompt])[0]
+            else:
+                self._rows[prompt] = self._rows.pop(prompt)  # most recently used last
+        return torch.stack([self._rows[prompt] for prompt in prompts])
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    """How recordings become training samples."""
+
+    seed: int = 0
+    density: DensityConfig
+    loss: LossConfig
+    prompt_dropout: float = 0.0
+
+
+class Sampler:
+    """Make training samples; holds the frozen parts that this takes and no state of its own."""
+
+    def __init__(self, config: SamplerConfig, codec: Codec, processor: Normalizes, text: TextCache | None) -> None:
+        self._config = config
+        self._codec = codec
+        self._processor = processor
+        self._text = text
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch: Batch,
+        device: torch.device,
+        *,
+        absent_video: bool = False,
+        clocks: tuple[Float[Tensor, " b"], Float[Tensor, " b"]] | None = None,
+    ) -> TrainingSample:
+        """Normalise, encode and noise a batch.
+
+        Args:
+            batch: Windows as the loader yields them.
+            device: Where the sample is wanted; noise is drawn on the CPU, where it is the same everywhere.
+            absent_video: Leave the future frames out.
+            clocks: (t_video, t_action) instead of a draw from the density, for validation.
+        """
+        has_actions = batch.action_mask.flatten(1).any(dim=1)
+        clean, facts = self._clean(batch, device)
+        num_context = num_latents(self._codec, batch.num_context_frames)
+        uniforms, noise = self._draw(batch, clean, facts["frame_mask"], num_context)
+        t_video, t_action = clocks or draw_clocks(self._config.density, uniforms[:, :NUM_UNIFORMS], has_actions)
+        if absent_video:
+            t_video = torch.ones_like(t_video)
+            clean, noise = _without_future(clean, num_context), _without_future(noise, num_context)
+            facts["frame_mask"] = facts["frame_mask"][:, :, :num_context]
+            facts["latent_times"] = facts["latent_times"][:, :num_context]
+        noisy = add_noise(
+            clean=clean,
+            noise=_move(noise, device),
+            t_video=t_video.to(device),
+            t_action=t_action.to(device),
+            frame_mask=facts.pop("frame_mask").to(device),
+            num_context=num_context,
+            action_mask=batch.action_mask.to(device),
+        )
+        prompts = self._drop_prompts(batch.prompts, uniforms[:, NUM_UNIFORMS])
+        video_count, action_count = target_counts(self._config.loss, noisy, num_context)
+        return TrainingSample(
+            noisy=noisy,
+            t_video=t_video.to(device),
+            t_action=t_action.to(device),
+            num_context=num_context,
+            prompts=prompts,
+            text_embeds=None if self._text is None else self._text(prompts).to(device),
+            video_count=video_count,
+            action_count=action_count,
+            keys=batch.keys,
+            **{name: None if value is None else value.to(device) for name, value in facts.items()},
+        )
+
+    def _clean(self, batch: Batch, device: torch.device) -> tuple[State, dict[str, Tensor | None]]:
+        embodiment = self._processor.indices(batch.embodiments)
+        actions = self._processor.normalize_actions(batch.actions, embodiment)
+        actions = torch.where(batch.action_mask, actions, torch.zeros_like(actions))
+        state = self._processor.normalize_state(batch.state, embodiment)
+        view_mask = batch.frame_mask.any(dim=-1)
+        facts = {
+            "frame_mask": latent_mask(self._codec, batch.frame_mask),
+            "latent_times": latent_times(self._codec, batch.frame_times),
+            "action_times": batch.action_times,
+            "state": torch.where(batch.state_mask, state, torch.zeros_like(state)),
+            "state_mask": batch.state_mask,
+            "embodiment": embodiment,
+            "view_mask": None if bool(view_mask.all()) else view_mask,
+        }
+        latents = encode(self._codec, to_unit_range(batch.video.to(device)))
+        return State(video=latents, actions=actions.to(device)), facts
+
+    def _draw(
+        self, batch: Batch, clean: State, frame_mask: Bool[Tensor, "b v t"], num_context: int
+    ) -> tuple[Float[Tensor, "b 5"], State]:
+        """Draw each window's uniform numbers and noise; context frames need noise only where they are missing."""
+        missing = ~frame_mask[:, :, :num_context].any(dim=1).all(dim=1)
+        uniforms = torch.empty(len(batch), NUM_UNIFORMS + 1)
+        actions = torch.empty(clean.actions.shape)
+        video = torch.zeros(clean.video.shape)
+        future = video.new_empty(len(batch), video[0, :, :, num_context:].numel())
+        shape = video[0, :, :, num_context:].shape
+        generator = torch.Generator()
+        for row, index in enumerate(batch.indices.tolist()):
+            generator.manual_seed(window_seed(self._config.seed, index))
+            torch.rand(uniforms.shape[1], generator=generator, out=uniforms[row])
+            torch.randn(actions[row].shape, generator=generator, out=actions[row])
+            torch.randn(future.shape[1], generator=generator, out=future[row])
+            video[row, :, :, num_context:] = future[row].reshape(shape)
+            if missing[row]:
+                context = video[row, :, :, :num_context]
+                context.copy_(torch.randn(context.shape, generator=generator))
+        return uniforms, State(video=video, actions=actions)
+
+    def _drop_prompts(self, prompts: Sequence[str], uniforms: Float[Tensor, " b"]) -> tuple[str, ...]:
+        dropped = (uniforms < self._config.prompt_dropout).tolist()
+        return tuple("" if drop else prompt for prompt, drop in zip(prompts, dropped, strict=True))
+
+
+def window_seed(seed: int, index: int) -> int:
+    """Return the generator seed of a window: one to one in its global index for a given run seed."""
+    return (seed * 0x85EBCA6B + index * _ODD + 0x27220A95) & 0xFFFFFFFF
+
+
+def is_video_absent(config: DensityConfig, seed: int, step: int) -> bool:
+    """Say whether a step leaves the future video out; the same on every rank."""
+    generator = torch.Generator().manual_seed(window_seed(seed + 1, step))
+    return bool(torch.rand((), generator=generator) < config.absent_video)
+
+
+def target_counts(
+    config: LossConfig, noisy: NoisySample, num_context: int
+) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+    """Return the counts of `flow.loss.loss_terms` without a prediction, for they are summed over ranks before it."""
+    clock = noisy.clocks.actions if noisy.clocks.actions is not None else noisy.clocks.video
+    video = actions = torch.zeros(len(clock), device=clock.device)
+    if noisy.video_mask is not None:
+        weight = motion_weights(config, noisy.clean.video, num_context)
+        weight = noisy.video_mask[:, :, None, :, None, None] * weight
+        video = weight.flatten(1).sum(dim=1) * noisy.clean.video.shape[2]
+    if noisy.action_mask is not None:
+        actions = noisy.action_mask.flatten(1).sum(dim=1).float()
+    return video, actions
+
+
+def _without_future(state: State, num_context: int) -> State:
+    return replace(state, video=state.video[:, :, :, :num_context])
+
+
+def _move(value: T, device: torch.device) -> T:
+    """Move every tensor in a tree of dataclasses."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if is_dataclass(value):
+        moved: dict[str, Any] = {f.name: _move(getattr(value, f.name), device) for f in fields(value)}
+        return replace(value, **moved)
+    return value

@@ -1,0 +1,167 @@
+"""What a checkpoint holds, and how it is put back: weights, average, optimizer, random numbers, position in the data."""
+
+import base64
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from wam_video.errors import CheckpointError
+from wam_video.training.accelerator import Engine
+from wam_video.training.checkpoint import STATE_VERSION, CheckpointStore, read_state, write_json
+from wam_video.training.ema import EMA
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """How far a run is."""
+
+    step: int = 0
+    """Optimizer steps done (skipped ones included)."""
+    next_index: int = 0
+    """Global index of the next sample."""
+    bad_steps: int = 0
+    """Steps in a row that were skipped."""
+
+
+def save(store: CheckpointStore, engine: Engine, ema: EMA, progress: Progress, facts: dict[str, Any]) -> Path:
+    """Write and commit a checkpoint; every process calls it.
+
+    Args:
+        store: Where.
+        engine: Holds the trained module and the optimizer.
+        ema: The average of the weights.
+        progress: How far the run is.
+        facts: JSON-able: the configuration and the fingerprint of the data.
+    """
+    if engine.is_main:
+        folder = store.begin(progress.step)
+        save_file(_module_tensors(engine.module), folder / "model.safetensors")
+        save_file(_contiguous(ema.state_dict()), folder / "ema.safetensors")
+        position = {"step": progress.step, "next_index": progress.next_index, "bad_steps": progress.bad_steps}
+        run = {"version": STATE_VERSION, "num_processes": engine.num_processes, "engine": engine.kind}
+        write_json(folder / "state.json", {**run, **position, **facts})
+    engine.wait()
+    folder = store.writing(progress.step)
+    if engine.is_main or engine.kind == "deepspeed":
+        save_file(_optimizer_tensors(engine), folder / _optimizer_file(engine))
+    write_json(folder / f"rng-{engine.rank}.json", _random_state())
+    engine.wait()
+    if engine.is_main:
+        store.commit(progress.step)
+    engine.wait()
+    return store.path(progress.step)
+
+
+def load(folder: Path, engine: Engine, ema: EMA) -> Progress:
+    """Put a verified checkpoint back; every process calls it.
+
+    Raises:
+        CheckpointError: It does not fit the model, or DeepSpeed's shards do not fit the processes.
+    """
+    state = read_state(folder)
+    if engine.kind != state["engine"] and "deepspeed" in (engine.kind, state["engine"]):
+        raise CheckpointError(
+            f"checkpoint {folder} was written under {state['engine']!r}, not {engine.kind!r}; launch it as before"
+        )
+    if engine.kind == "deepspeed" and engine.num_processes != state["num_processes"]:
+        raise CheckpointError(
+            f"checkpoint {folder} holds DeepSpeed shards of {state['num_processes']} processes, not {engine.num_processes}; "
+            "launch as many as before"
+        )
+    weights = load_file(folder / "model.safetensors")
+    own = _named(engine.module)
+    if weights.keys() != own.keys() or any(weights[k].shape != own[k].shape for k in own):
+        names = sorted(weights.keys() ^ own.keys()) or [k for k in own if weights[k].shape != own[k].shape]
+        raise CheckpointError(
+            f"checkpoint {folder} is of another model: {names[0]} differs; use the configuration it was made with"
+        )
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(weights[name])
+    ema.load_state_dict(load_file(folder / "ema.safetensors"))
+    _load_optimizer(folder, engine)
+    random_file = folder / f"rng-{engine.rank}.json"
+    if random_file.is_file():  # absent on a rank that the saved run did not have
+        _set_random_state(json.loads(random_file.read_text()))
+    return Progress(step=state["step"], next_index=state["next_index"], bad_steps=state["bad_steps"])
+
+
+def _named(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _module_tensors(module: nn.Module) -> dict[str, Tensor]:
+    return _contiguous({name: value.detach() for name, value in _named(module).items()})
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.contiguous() for name, value in tensors.items()}
+
+
+def _optimizer_file(engine: Engine) -> str:
+    return f"optimizer-{engine.rank}.safetensors" if engine.kind == "deepspeed" else "optimizer.safetensors"
+
+
+def _optimizer_keys(engine: Engine) -> dict[Tensor, str]:
+    """Name the tensors that the optimizer updates: parameters by name, DeepSpeed's flat shards by group."""
+    if engine.kind == "deepspeed":
+        return {shard: f"shard{i}" for i, shard in enumerate(engine.master_weights())}
+    return {parameter: name for name, parameter in engine.module.named_parameters()}
+
+
+def _optimizer_tensors(engine: Engine) -> dict[str, Tensor]:
+    names = _optimizer_keys(engine)
+    tensors = {
+        f"{names[parameter]}/{key}": value.detach().clone()
+        for parameter, entries in engine.optimizer.state.items()
+        for key, value in entries.items()
+    }
+    return tensors | {f"master/{i}": shard.detach().clone() for i, shard in enumerate(engine.master_weights())}
+
+
+@torch.no_grad()
+def _load_optimizer(folder: Path, engine: Engine) -> None:
+    tensors = load_file(folder / _optimizer_file(engine))
+    for index, shard in enumerate(engine.master_weights()):
+        shard.copy_(tensors.pop(f"master/{index}"))
+    targets = {name: parameter for parameter, name in _optimizer_keys(engine).items()}
+    for key, value in tensors.items():
+        name, entry = key.rsplit("/", 1)
+        parameter = targets[name]
+        # AdamW keeps its step counts on the parameter's device when it is fused
+        engine.optimizer.state[parameter][entry] = value.to(parameter.device)
+
+
+def _random_state() -> dict[str, Any]:
+    version, internal, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": [version, list(internal), gauss],
+        "numpy": [kind, keys.tolist(), int(position), int(has_gauss), float(cached)],
+        "torch": _encode(torch.get_rng_state()),
+        "cuda": [_encode(state) for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else [],
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    np.random.set_state(tuple(state["numpy"]))
+    torch.set_rng_state(_decode(state["torch"]))
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([_decode(text) for text in state["cuda"]])
+
+
+def _encode(state: Tensor) -> str:
+    return base64.b64encode(state.numpy().tobytes()).decode("ascii")
+
+
+def _decode(text: str) -> Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)

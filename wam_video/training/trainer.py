@@ -1,0 +1,222 @@
+"""The loop: batches in, noisy samples, losses, updates; everything else hangs on callbacks."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from wam_video.config import to_dict
+from wam_video.errors import DataError
+from wam_video.flow.loss import LossTerms, loss_terms
+from wam_video.log import get_logger
+from wam_video.tensors import Batch
+from wam_video.training import checkpoint, state
+from wam_video.training.accelerator import Engine
+from wam_video.training.build import Parts, TrainingModule, build_parts
+from wam_video.training.callbacks import Callback
+from wam_video.training.config import TrainConfig
+from wam_video.training.ema import EMA
+from wam_video.training.feed import Feed
+from wam_video.training.metrics import Tracker, region_sums
+from wam_video.training.optim import build_optimizer, learning_rate, set_learning_rate
+from wam_video.training.sample import Sampler, SamplerConfig, TextCache, TrainingSample, is_video_absent
+
+_LOG = get_logger(__name__)
+
+
+class TrainingFailedError(RuntimeError):
+    """The losses or gradients of too many steps in a row were not finite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """One step, as the callbacks see it."""
+
+    step: int
+    """Steps done, with this one."""
+    regions: Float[Tensor, "2 regions"]
+    """This process's sums of `metrics.region_sums`, on the device."""
+    grad_norm: float
+    lr: float
+    applied: bool
+    """False where the gradient was not finite and the update was skipped."""
+    wait_s: float
+    """Seconds spent waiting for data."""
+
+
+class Trainer:
+    """A run: builds the parts, resumes if there is something to resume, and steps until told to stop.
+
+    Args:
+        config: The run.
+        feed: The data.
+        engine: Processes and devices.
+        should_stop: Asked before each step; one process that says yes stops all of them cleanly.
+    """
+
+    def __init__(
+        self, config: TrainConfig, feed: Feed, engine: Engine, *, should_stop: Callable[[], bool] = lambda: False
+    ) -> None:
+        self.config = config
+        self.engine = engine
+        self.progress = state.Progress()
+        self._feed = feed
+        self.interrupted = False
+        """True on every process once one was asked to stop: then only a checkpoint is written."""
+        self._should_stop = should_stop
+        self._trackers: Sequence[Tracker] = ()
+        self._started = time.perf_counter()
+        self._validation: list[Batch] | None = None
+        processor = feed.processor(config.normalization)
+        self.parts: Parts = build_parts(config, feed.embodiments, processor)
+        module = TrainingModule(self.parts, train_text=config.text.train).to(engine.device).train()
+        self.parts.text_encoder.eval()  # trained or not: dropout would tie a step's bits to the global random state
+        self.parts.codec.to(engine.device)
+        self.parts.text_encoder.to(engine.device)
+        self.ema = EMA(config.ema, module)
+        engine.prepare(module, build_optimizer(config.optim, module))
+        self.sampler = Sampler(
+            SamplerConfig(
+                seed=config.seed, density=config.density, loss=config.loss, prompt_dropout=config.text.prompt_dropout
+            ),
+            self.parts.codec,
+            processor,
+            None if config.text.train else TextCache(self.parts.tokenizer, self.parts.text_encoder),
+        )
+        self._store = checkpoint.CheckpointStore(self.output / "checkpoints", keep_last=config.keep_last)
+        self._facts = {"config": to_dict(config), "data": {"stats_hash": processor.config.stats_hash}}
+        self._resume()
+        self.start_step = self.progress.step
+
+    @property
+    def output(self) -> Path:
+        """The run's folder."""
+        return Path(self.config.output_dir)
+
+    @property
+    def samples_per_step(self) -> int:
+        """Windows in a step over all processes."""
+        return self.config.batch_size * self.config.grad_accum * self.engine.num_processes
+
+    def elapsed_s(self) -> float:
+        """Return the seconds since the loop of this process started."""
+        return time.perf_counter() - self._started
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Send numbers to the trackers (of the main process)."""
+        for tracker in self._trackers:
+            tracker.log(values, step)
+
+    def save(self) -> Path:
+        """Write a checkpoint of where the run is."""
+        return state.save(self._store, self.engine, self.ema, self.progress, self._facts)
+
+    def validation_batches(self) -> list[Batch]:
+        """Return the held-out windows, read once."""
+        if self._validation is None:
+            self._validation = self._feed.validation(self.config.eval_windows, self.config.batch_size)
+        return self._validation
+
+    def run(self, callbacks: Sequence[Callback], trackers: Sequence[Tracker] = ()) -> None:
+        """Train until the last step, the time limit or a request to stop.
+
+        Raises:
+            TrainingFailedError: `max_bad_steps` steps in a row were not finite.
+        """
+        self._trackers = trackers
+        self._started = time.perf_counter()
+        batches: Iterator[Batch] | None = None
+        stop = False
+        while self.progress.step < self.config.steps and not stop:
+            if batches is None:
+                batches = self._feed.batches(
+                    self.config.batch_size, self.progress.next_index, self.engine.rank, self.engine.num_processes
+                )
+            result = self._step(batches)
+            stop = result is None
+            if result is not None:
+                for callback in callbacks:
+                    callback.on_step(self, result)
+        for callback in callbacks:
+            callback.on_end(self)
+
+    def _step(self, batches: Iterator[Batch]) -> StepResult | None:
+        """Do one optimizer step; None if it is time to stop, for which one process's word is enough."""
+        step = self.progress.step
+        samples, wait_s = self._samples(batches, step)
+        counts = torch.stack([sum(s.video_count.sum() for s in samples), sum(s.action_count.sum() for s in samples)])
+        wishes = counts.new_tensor([float(self._is_time_up()), float(self._should_stop())])
+        counts, wishes = self.engine.sum(torch.cat([counts, wishes])).split(2)
+        time_is_up, self.interrupted = (wishes > 0).tolist()
+        if time_is_up or self.interrupted:
+            return None
+        lr = learning_rate(self.config.optim, step, self.config.steps)
+        set_learning_rate(self.engine.optimizer, lr)
+        regions = torch.zeros(2, 8, device=self.engine.device)
+        for number, sample in enumerate(samples):
+            regions += self._accumulate(sample, counts, last=number == len(samples) - 1)
+        applied, norm = self.engine.update()
+        if applied:
+            self.ema.update(step)
+        self._count_step(applied, samples, norm)
+        return StepResult(step=step + 1, regions=regions, grad_norm=norm, lr=lr, applied=applied, wait_s=wait_s)
+
+    def _samples(self, batches: Iterator[Batch], step: int) -> tuple[list[TrainingSample], float]:
+        """Make all the samples of a step, for their counts are needed before the first is used."""
+        absent = is_video_absent(self.config.density, self.config.seed, step)
+        samples, wait_s = [], 0.0
+        for _ in range(self.config.grad_accum):
+            before = time.perf_counter()
+            batch = next(batches)
+            wait_s += time.perf_counter() - before
+            samples.append(self.sampler(batch, self.engine.device, absent_video=absent))
+        return samples, wait_s
+
+    def _accumulate(self, sample: TrainingSample, counts: Float[Tensor, " 2"], *, last: bool) -> Tensor:
+        """Add the gradient of one micro-batch and return its sums by region."""
+        kinds = self.parts.transformer.prediction_kinds
+        with self.engine.micro_batch(last=last):
+            prediction = self.engine.forward(sample)
+            terms = loss_terms(self.config.loss, prediction, sample.noisy, kinds, sample.num_context)
+            self.engine.backward(self._loss(terms, counts), last=last)
+        return region_sums(sample, terms)
+
+    def _loss(self, terms: LossTerms, counts: Float[Tensor, " 2"]) -> Tensor:
+        """Return a micro-batch's share of the step's loss: sums over the counts of the whole step."""
+        video = self.config.loss.video_weight * terms.video_sum.sum() / counts[0].clamp(min=1)
+        return video + self.config.loss.action_weight * terms.action_sum.sum() / counts[1].clamp(min=1)
+
+    def _count_step(self, applied: bool, samples: list[TrainingSample], norm: float) -> None:
+        self.progress.step += 1
+        self.progress.next_index += self.samples_per_step
+        self.progress.bad_steps = 0 if applied else self.progress.bad_steps + 1
+        if not applied:
+            keys = ", ".join(key for sample in samples for key in sample.keys)
+            _LOG.error("step %d skipped: gradient norm is %s; windows: %s", self.progress.step, norm, keys)
+        if self.progress.bad_steps >= self.config.max_bad_steps:
+            raise TrainingFailedError(
+                f"{self.progress.bad_steps} steps in a row had a non-finite gradient (max_bad_steps={self.config.max_bad_steps}); "
+                "lower optim.lr, or look at the windows named above"
+            )
+
+    def _is_time_up(self) -> bool:
+        return self.config.max_minutes is not None and self.elapsed_s() >= 60 * self.config.max_minutes
+
+    def _resume(self) -> None:
+        folder = self._store.latest()
+        if folder is None:
+            return
+        saved: dict[str, Any] = checkpoint.read_state(folder)
+        checkpoint.check_same_run(saved["config"], self._facts["config"], folder)
+        if saved["data"] != self._facts["data"]:
+            raise DataError(
+                f"the data of {str(self.output)!r} have changed: statistics {saved['data']['stats_hash']} then, "
+                f"{self._facts['data']['stats_hash']} now; put them back or give another output_dir"
+            )
+        self.progress = state.load(folder, self.engine, self.ema)
+        _LOG.info("resuming %s from step %d (another output_dir starts afresh)", self.output, self.progress.step)

@@ -1,0 +1,70 @@
+"""Validation during training: the network's own errors on held-out windows along the path of each mode.
+
+One evaluation of the network a window and mode, at fixed clocks and fixed noise: cheap, and comparable from step to step.
+What the modes are really worth (sampled, in physical units, against controls) is measured by `wam_video.evaluation`.
+"""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from wam_video.flow.loss import loss_terms
+from wam_video.flow.modes import MODES, Role
+from wam_video.tensors import Batch
+
+if TYPE_CHECKING:
+    from wam_video.training.trainer import Trainer
+
+
+def validation_losses(trainer: "Trainer") -> dict[str, float]:
+    """Return the mean errors of each mode on the held-out windows, every process doing its share.
+
+    `val_forward_shuffled` is the control of `val_forward`: the same video with another window's actions. A network that
+    ignores the actions has the same error in both.
+    """
+    module = trainer.engine.module
+    rows: dict[str, Tensor] = {}
+    was_training = module.training
+    module.eval()
+    with torch.no_grad():
+        for number, batch in enumerate(trainer.validation_batches()):
+            if number % trainer.engine.num_processes == trainer.engine.rank:
+                for name, sums in _batch_sums(trainer, batch).items():
+                    rows[name] = rows.get(name, 0) + sums
+    module.train(was_training)
+    trainer.parts.text_encoder.eval()
+    names = [f"val_{part}" for part in _PARTS]
+    table = torch.stack([rows.get(name, torch.zeros(2, device=trainer.engine.device)) for name in names])
+    totals = trainer.engine.sum(table).tolist()
+    return {name: total / count for name, (total, count) in zip(names, totals, strict=True) if count > 0}
+
+
+_PARTS = ("policy", "forward", "forward_shuffled", "inverse", "video", "joint_video", "joint_action")
+
+
+def _batch_sums(trainer: "Trainer", batch: Batch) -> dict[str, Float[Tensor, " 2"]]:
+    t = (torch.arange(len(batch)) + 0.5) / len(batch)  # spread evenly over the path
+    clock = {Role.GIVEN: torch.zeros_like(t), Role.GENERATE: t, Role.UNKNOWN: torch.ones_like(t)}
+    sums: dict[str, Tensor] = {}
+    for mode, spec in MODES.items():
+        sample = trainer.sampler(batch, trainer.engine.device, clocks=(clock[spec.video], clock[spec.actions]))
+        for control in (False, True) if mode == "forward" else (False,):
+            if control:
+                x_t = sample.noisy.x_t
+                sample = replace(
+                    sample, noisy=replace(sample.noisy, x_t=replace(x_t, actions=x_t.actions.roll(1, dims=0)))
+                )
+            with torch.autocast(trainer.engine.device.type, torch.bfloat16, enabled=trainer.engine.precision == "bf16"):
+                prediction = trainer.engine.module(sample)
+            kinds = trainer.parts.transformer.prediction_kinds
+            terms = loss_terms(trainer.config.loss, prediction, sample.noisy, kinds, sample.num_context)
+            name = f"val_{mode}" + ("_shuffled" if control else "")
+            both = spec.gives_video and spec.gives_actions
+            if spec.gives_video:
+                sums[name + "_video" * both] = torch.stack([terms.video_sum.sum(), terms.video_count.sum()])
+            if spec.gives_actions:
+                sums[name + "_action" * both] = torch.stack([terms.action_sum.sum(), terms.action_count.sum()])
+    return sums
