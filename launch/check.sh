@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lint, format, types, layers, docstrings, spelling in one command; every tool runs, the first failure is the exit code.
+# Lint (docstrings too), format, types, layers, spelling in one command; every tool runs, the first failure is the exit code.
 # Usage: bash launch/check.sh [--fix]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -12,7 +12,6 @@ step ruff check .
 step ruff format --check --quiet .
 step lint-imports --no-logo
 step pyright --warnings --level error
-step pydoclint --quiet wam_video data_pipelines
 step codespell wam_video data_pipelines configs launch tests model_cards README.md CHANGELOG.md
 if command -v shellcheck >/dev/null; then step shellcheck launch/*.sh .ci/run; fi
 [ "$code" -eq 0 ] && echo "all clean"
