@@ -80,6 +80,7 @@ class Shown:
     num_context_frames: int
     frame_times: Float[Tensor, " f"]
     actions: Float[Tensor, "ta da"]
+    action_mask: Bool[Tensor, "ta da"]
     action_times: Float[Tensor, " ta"]
     videos: dict[Key, UInt8[Tensor, "v f h w 3"]] = field(default_factory=dict)
     """Generated future frames."""
@@ -287,6 +288,7 @@ class _Part:
             num_context_frames=self.k,
             frame_times=batch.frame_times[row],
             actions=self.true[row],
+            action_mask=self.mask[row],
             action_times=batch.action_times[row],
         )
         for key, made in self.generated.items():

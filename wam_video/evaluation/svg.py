@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from wam_video.evaluation.markup import Html, join
 from wam_video.flow.modes import ModeSpec, Role
 
-_CHAR = 6.4
+_CHAR = 6.9
 """Pixels of a character of the labels, about."""
 
 
@@ -48,11 +49,14 @@ class Axes:
     width: int = 420
     height: int = 220
     title: str = ""
+    legend: bool = True
     dots: bool = False
     """Mark each point: for few points that are the measurement, not samples of a curve."""
 
 
-def bar_chart(bars: Sequence[Bar], *, unit: str = "", width: int = 460, title: str = "") -> str:
+def bar_chart(
+    bars: Sequence[Bar], *, unit: str = "", width: int = 460, title: str = "", domain: tuple[float, float] = (0.0, 0.0)
+) -> Html:
     """Draw horizontal bars from zero with whiskers, one a line, the figure written after each.
 
     Args:
@@ -60,9 +64,10 @@ def bar_chart(bars: Sequence[Bar], *, unit: str = "", width: int = 460, title: s
         unit: Written after each figure.
         width: Pixels.
         title: Read out to those who don't see the picture.
+        domain: Values that the axis covers at least, so that several charts share a scale.
     """
     known = [x for b in bars for x in (b.value, b.low, b.high) if x is not None]
-    top, bottom = max([0.0, *known]), min([0.0, *known])
+    top, bottom = max([0.0, domain[1], *known]), min([0.0, domain[0], *known])
     span = (top - bottom) or 1.0
     left = max((len(b.label) for b in bars), default=0) * _CHAR + 12
     room = width - left - 92
@@ -95,12 +100,12 @@ def bar_chart(bars: Sequence[Bar], *, unit: str = "", width: int = 460, title: s
     return _svg(width, row * len(bars), parts, title)
 
 
-def line_chart(series: Sequence[Series], axes: Axes) -> str:
+def line_chart(series: Sequence[Series], axes: Axes) -> Html:
     """Draw curves with bands over a plain grid, the labels in a legend above."""
     points = [v for s in series for ys in (s.y, s.low or (), s.high or ()) for v in ys if v is not None]
     xs = [v for s in series for v in s.x]
     if not points or not xs:
-        return '<p class="note">Nothing to draw.</p>'
+        return Html('<p class="note">Nothing to draw.</p>')
     x_ticks, y_ticks = ticks(min(xs), max(xs), 5), ticks(min(points), max(points), 4)
     x0, x1 = min(xs), max(*xs, min(xs) + 1e-9)
     y0, y1 = min(y_ticks[0], *points), max(y_ticks[-1], *points)
@@ -124,11 +129,10 @@ def line_chart(series: Sequence[Series], axes: Axes) -> str:
         if x0 <= tick <= x1
     ]
     parts.append(f'<text class="tick" x="{right}" y="{bottom + 30}" text-anchor="end">{escape(axes.x_label)}</text>')
-    if axes.y_label:
-        parts.append(f'<text class="tick" x="{left}" y="{bottom + 30}">up: {escape(axes.y_label)}</text>')
     for s in series:
         parts += _curve(s, px, py, axes.dots)
-    return legend(series) + _svg(axes.width, axes.height, parts, axes.title)
+    caption = Html(f'<div class="axis-name">{escape(axes.y_label)}</div>') if axes.y_label else None
+    return join(legend(series) if axes.legend else None, caption, _svg(axes.width, axes.height, parts, axes.title))
 
 
 def _curve(s: Series, px, py, dots: bool) -> list[str]:
@@ -146,17 +150,17 @@ def _curve(s: Series, px, py, dots: bool) -> list[str]:
     return parts
 
 
-def legend(series: Sequence[Series]) -> str:
+def legend(series: Sequence[Series]) -> Html:
     """Return the key of the curves."""
     keys = (
         f'<span class="key"><svg width="22" height="8" aria-hidden="true"><line class="line {s.style}" x1="1" x2="21" y1="4" '
         f'y2="4"/></svg>{escape(s.label)}</span>'
         for s in series
     )
-    return f'<div class="legend">{"".join(keys)}</div>'
+    return Html(f'<div class="legend">{"".join(keys)}</div>')
 
 
-def noise_square(spec: ModeSpec, *, size: int = 132) -> str:
+def noise_square(spec: ModeSpec, *, size: int = 132) -> Html:
     """Draw the unit square of the two noise clocks and a mode's way across it: from where it starts to where it ends."""
     lo, hi = 26.0, size - 8.0
 
@@ -209,6 +213,7 @@ def number(value: float | None) -> str:
     return f"{value:.2g}"
 
 
-def _svg(width: float, height: float, parts: Sequence[str], title: str, css: str = "chart") -> str:
+def _svg(width: float, height: float, parts: Sequence[str], title: str, css: str = "chart") -> Html:
     label = f' role="img" aria-label="{escape(title)}"' if title else ' aria-hidden="true"'
-    return f'<svg class="{css}" viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}"{label}>{"".join(parts)}</svg>'
+    size = f'viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}"'
+    return Html(f'<svg class="{css}" {size}{label}>{"".join(parts)}</svg>')

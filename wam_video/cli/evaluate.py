@@ -1,0 +1,165 @@
+"""`wam-video evaluate`: score every mode on held-out episodes, beside controls; writes metrics.json and report.html."""
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from wam_video.cli.command import DONE, run
+from wam_video.errors import ConfigError
+from wam_video.log import get_logger, setup_logging
+
+_EXAMPLE = """\
+examples:
+  wam-video evaluate --model runs/mine/export --data shards/mine --output runs/mine/evaluation
+  wam-video evaluate --model "short run=runs/quick/export" --model "shipped=model_cards/wam-tiny-pusht" \\
+                     --data shards/pusht --training-log "short run=runs/quick/metrics.jsonl" --output runs/quick
+
+Several models stand side by side on the page. The figures mean something only next to their controls."""
+
+_GENERIC = ("export", "final", "model", "checkpoint", "latest", "pipeline", "weights")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    result = argparse.ArgumentParser(
+        prog="wam-video evaluate",
+        description=__doc__,
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = result.add_argument
+    add(
+        "--model",
+        action="append",
+        required=True,
+        metavar="[NAME=]FOLDER",
+        help="checkpoint folder or hub id; repeatable",
+    )
+    add("--data", required=True, metavar="SHARDS", help="folder that `wam-video data convert` wrote")
+    add("--output", type=Path, required=True, metavar="DIR", help="where metrics.json and report.html go")
+    add(
+        "--modes",
+        nargs="+",
+        metavar="MODE",
+        help="policy, forward, inverse, video, joint (default: all; commas work too)",
+    )
+    add(
+        "--windows", type=int, default=128, metavar="N", help="moments to score, spread over the episodes (default 128)"
+    )
+    add("--steps", type=int, metavar="N", help="steps from noise to data (default: the checkpoint's own)")
+    add("--seed", type=int, default=0, metavar="N", help="of the noise and the intervals (default 0)")
+    add(
+        "--split",
+        default="val",
+        metavar="NAME",
+        help="episodes to score on: val, or train for an overfitting test (default val)",
+    )
+    add("--batch-size", type=int, default=16, metavar="N", help="moments at once; changes no figure (default 16)")
+    add("--device", metavar="DEVICE", help="cpu, cuda, ... (default: cuda where there is one)")
+    add(
+        "--training-log",
+        action="append",
+        default=[],
+        metavar="[NAME=]FILE",
+        help="metrics.jsonl of a run, for its curve; repeatable",
+    )
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate; return the exit code."""
+    arguments = parser().parse_args(argv)
+    setup_logging()
+    from wam_video.evaluation.evaluate import (
+        EvaluateConfig,
+        evaluate,
+    )  # torch and diffusers: not before --help has answered
+    from wam_video.evaluation.report import write
+    from wam_video.tensors import Mode
+
+    config = EvaluateConfig(
+        models=_named("--model", arguments.model),
+        data=arguments.data,
+        modes=_modes(arguments.modes) or tuple(Mode),
+        split=arguments.split,
+        num_windows=arguments.windows,
+        num_inference_steps=arguments.steps,
+        seed=arguments.seed,
+        batch_size=arguments.batch_size,
+        device=_device(arguments.device),
+        training_logs=_named("--training-log", arguments.training_log),
+    )
+    if arguments.output.exists() and not arguments.output.is_dir():
+        raise ConfigError(f"output {str(arguments.output)!r} is a file; give a folder")
+    given = sys.argv[1:] if argv is None else list(argv)
+    command = shlex.join(["wam-video", "evaluate", *(given[1:] if given[:1] == ["evaluate"] else given)])
+    report = evaluate(config, command, _progress())
+    metrics, page = write(report, arguments.output)
+    print(f"{metrics}\n{page}")
+    return DONE
+
+
+def _named(what: str, values: Sequence[str]) -> dict[str, str]:
+    """Split `NAME=PATH`; a bare path is called by its own name, or its parent's where that says nothing."""
+    named: dict[str, str] = {}
+    for value in values:
+        name, equals, path = value.partition("=")
+        if not equals or "/" in name:
+            path = value
+            parts = Path(value).resolve().parts
+            named_parts = [part for part in parts if Path(part).stem not in (*_GENERIC, "metrics")]
+            name = named_parts[-1] if named_parts else value
+        if name in named:
+            raise ConfigError(f"{what} has the name {name!r} twice; give each one its own: NAME=PATH")
+        named[name] = path
+    return named
+
+
+def _modes(values: Sequence[str] | None) -> tuple["Mode", ...]:  # noqa: F821
+    from wam_video.flow.modes import get_mode
+
+    names = [name for value in values or () for name in value.split(",") if name]
+    return tuple(dict.fromkeys(get_mode(name) for name in names))
+
+
+def _device(name: str | None) -> str:
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"device is {name!r}, which torch can't use ({reason}); allowed: cpu, cuda, cuda:N, mps"
+        ) from error
+    return name
+
+
+def _progress() -> Callable[[str, int, int], None]:
+    """Return what shows how far a model is: a bar on a terminal, else a line every ten seconds and at the end."""
+    bars: dict[str, object] = {}
+    last = time.monotonic()
+
+    def show(what: str, done: int, total: int) -> None:
+        nonlocal last
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            bar = bars.setdefault(what, tqdm(total=total, desc=what, unit="window", dynamic_ncols=True))
+            bar.update(done - bar.n)  # type: ignore[attr-defined]
+            if done == total:
+                bar.close()  # type: ignore[attr-defined]
+        elif done == total or time.monotonic() - last > 10:
+            last = time.monotonic()
+            get_logger(__name__).info("%s: %d of %d windows", what, done, total)
+
+    return show
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,214 @@
+"""`wam-video evaluate` as a function: models and data in; figures, a page and their provenance out."""
+
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wam_video import __version__
+from wam_video.errors import ConfigError, DataError
+from wam_video.evaluation.intervals import BootstrapConfig
+from wam_video.evaluation.open_loop import Generated, OpenLoopConfig, Sampler, measure
+from wam_video.evaluation.report import Report
+from wam_video.evaluation.scores import answer_checks, score_rows
+from wam_video.evaluation.sections import Unit
+from wam_video.evaluation.windows import EvalData, open_windows
+from wam_video.evaluation.wording import LEFT_OUT
+from wam_video.inference import loading
+from wam_video.inference.pipeline import WAMPipeline
+from wam_video.tensors import Batch, Mode
+
+SCHEMA_VERSION = 1
+"""Of `metrics.json`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """What is evaluated, and how."""
+
+    models: dict[str, str]
+    """Name on the page -> checkpoint folder; shown side by side."""
+    data: str
+    """Folder of shards."""
+    modes: tuple[Mode, ...] = tuple(Mode)
+    split: str = "val"
+    num_windows: int = 128
+    num_inference_steps: int | None = None
+    """None: each checkpoint's own."""
+    seed: int = 0
+    batch_size: int = 16
+    device: str = "cpu"
+    training_logs: dict[str, str] = field(default_factory=dict)
+    """Name -> `metrics.jsonl` of a run."""
+
+    def __post_init__(self) -> None:
+        if not self.models or not self.modes:
+            raise ConfigError("there is nothing to evaluate; give at least one model and one mode")
+        if self.batch_size < 1:
+            raise ConfigError(f"batch size is {self.batch_size}; allowed: 1 or more")
+
+
+def pipeline_sampler(pipe: WAMPipeline, num_inference_steps: int | None = None) -> Sampler:
+    """Return the pipeline as a sampler of recorded windows."""
+    pipe.set_progress_bar_config(disable=True)
+
+    def sample(mode: Mode, batch: Batch, seeds: Sequence[int]) -> Generated:
+        made = pipe.predict(
+            batch, mode.value, num_inference_steps=num_inference_steps, generator=list(seeds), output_type="pt"
+        )
+        return Generated(actions=made.actions, video=made.video)
+
+    return sample
+
+
+def evaluate(
+    config: EvaluateConfig,
+    command: str = "",
+    on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Report:
+    """Score every model in every mode.
+
+    Args:
+        config: What to do.
+        command: For the record.
+        on_progress: Called with the model's name, the windows done and their number.
+
+    Raises:
+        ConfigError: The request doesn't fit a model.
+        CheckpointError: A model can't be loaded.
+        DataError: The data or a training log can't be read.
+    """
+    started, clock = datetime.now(UTC), time.monotonic()
+    training = {name: read_log(path) for name, path in config.training_logs.items()}
+    units: list[Unit] = []
+    models: list[dict[str, Any]] = []
+    facts: Mapping[str, Any] = {}
+    for name, path in config.models.items():
+        folder = loading.resolve(path)
+        pipe = WAMPipeline.from_pretrained(folder).to(config.device)
+        data = open_windows(pipe.processor, config.data, config.split, config.num_windows)
+        facts = facts or data.facts
+        found, seconds = _run_model(config, name, pipe, data, on_progress)
+        units += found
+        models.append(_describe(name, folder, pipe, config, found, data) | {"timing": {"seconds": round(seconds, 3)}})
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "command": command,
+        "library_version": __version__,
+        "commit": commit(),
+        "data": dict(facts),
+        "settings": {"modes": " ".join(config.modes), "seed": config.seed, "confidence": "95 % over episodes"},
+        "environment": environment(config.device),
+        "models": models,
+        "left_out": [{"metric": metric, "reason": reason} for metric, reason in LEFT_OUT],
+        "timing": {"started": started.isoformat(timespec="seconds"), "seconds": round(time.monotonic() - clock, 3)},
+    }
+    return Report(units=units, modes=config.modes, document=document, training=training)
+
+
+def _run_model(
+    config: EvaluateConfig, name: str, pipe: WAMPipeline, data: EvalData, on_progress: Callable[[str, int, int], None]
+) -> tuple[list[Unit], float]:
+    clock, done, total = time.monotonic(), 0, sum(len(g) for g in data.groups)
+    sampler = pipeline_sampler(pipe, config.num_inference_steps)
+    options = OpenLoopConfig(modes=config.modes, batch_size=config.batch_size, seed=config.seed)
+    draws = BootstrapConfig(seed=config.seed)
+    units = []
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        on_progress(name, done, total)
+
+    for group in data.groups:
+        measured = measure(sampler, data.dataset.batch, group, options, advance)
+        title = name if len(data.groups) == 1 else f"{name}, {group.spec.name}"
+        units.append(
+            Unit(
+                title=title,
+                model=name,
+                spec=group.spec,
+                rows=score_rows(measured, group, draws),
+                answers=answer_checks(measured, group, config.modes, draws),
+                shown=measured.shown,
+            )
+        )
+    return units, time.monotonic() - clock
+
+
+def _describe(
+    name: str, folder: Path, pipe: WAMPipeline, config: EvaluateConfig, units: Sequence[Unit], data: EvalData
+) -> dict[str, Any]:
+    answers = [a for unit in units for a in unit.answers]
+    path = pipe.scheduler.path(config.num_inference_steps)
+    return {
+        "name": name,
+        "path": str(folder),
+        "model_hash": loading.model_hash(folder),
+        "num_parameters": sum(p.numel() for p in pipe.transformer.parameters()),
+        "num_inference_steps": path.num_inference_steps,
+        "solver": pipe.scheduler.config.solver,
+        "window": pipe.processor.config["window"],
+        "data": dict(data.facts),
+        "rows": [row.to_dict() for unit in units for row in unit.rows],
+        "checks": [a.to_dict() for a in answers],
+        "flags": [f"{a.embodiment}: {a.check.flag}" for a in answers if a.status == "no"],
+    }
+
+
+def read_log(path: str | Path) -> list[dict[str, Any]]:
+    """Read a training log, one JSON object a line.
+
+    Raises:
+        DataError: The file is missing, or a line is no JSON object.
+    """
+    if not Path(path).is_file():
+        raise DataError(f"training log {str(path)!r} does not exist; give the metrics.jsonl of a run, or leave it out")
+    lines = []
+    for number, text in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            line = json.loads(text)
+        except ValueError as error:
+            raise DataError(
+                f"training log {path}, line {number}, is no JSON ({error}); give a metrics.jsonl"
+            ) from error
+        if not isinstance(line, dict):
+            raise DataError(f"training log {path}, line {number}, is no JSON object; give a metrics.jsonl")
+        lines.append(line)
+    return lines
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Return what the figures were made on."""
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()
+    return {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": f"{device} ({name})",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def commit() -> str | None:
+    """Return the commit of this package's own repository; None where it isn't part of one."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True, timeout=20
+        )
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        dirty = git("status", "--porcelain", "--untracked-files=no", "--", str(here.parent))
+        return git("rev-parse", "HEAD") + (" and changes" if dirty else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
