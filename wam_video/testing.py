@@ -4,7 +4,9 @@
 fit it. All of it comes from seeds, in milliseconds.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,12 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import nn
 
-from wam_video.data.normalize import FIELDS, Stats, stats_hash
+from wam_video.data.normalize import FIELDS, Stats, compute_stats, save_stats, stats_hash
 from wam_video.data.processor import WAMProcessor
+from wam_video.data.schema import EmbodimentSpec, Episode
+from wam_video.data.video import ArrayView
+from wam_video.data.writer import ShardWriter, WriterConfig
 from wam_video.flow.scheduler import WAMScheduler
-from wam_video.inference.inputs import action_times, frame_times
 from wam_video.inference.pipeline import WAMPipeline
 from wam_video.models.text import build_byte_t5
 from wam_video.models.transformer import WAMTransformer
@@ -184,11 +188,11 @@ def fake_batch(pipeline: WAMPipeline, batch_size: int = 4, seed: int = 0) -> Bat
     return Batch(
         video=video.to(torch.uint8),
         frame_mask=has_view[:, :, None].repeat(1, 1, frames),
-        frame_times=frame_times(window).repeat(batch_size, 1),
+        frame_times=torch.from_numpy(window.frame_times()).float().repeat(batch_size, 1),
         num_context_frames=window.num_context_frames,
         actions=actions,
         action_mask=action_mask,
-        action_times=torch.stack([action_times(spec, window) for spec in specs]),
+        action_times=torch.stack([torch.from_numpy(window.action_times(spec.action_rate)).float() for spec in specs]),
         state=state,
         state_mask=state_mask,
         prompts=tuple(PROMPTS[i % len(PROMPTS)] for i in range(batch_size)),
@@ -206,3 +210,46 @@ def _fake_rows(
     mask = torch.arange(shape[-1]) < torch.tensor(widths).reshape(-1, *[1] * (len(leading) + 1))
     mask = mask.expand(shape).contiguous()
     return torch.from_numpy(rng.normal(1.0, 0.7, shape).astype(np.float32)) * mask, mask
+
+
+def fake_episode(spec: EmbodimentSpec, number: int = 0, num_frames: int = 12, size: int = 16) -> Episode:
+    """Return a recording in which a square wanders over a gradient and the actions say where to.
+
+    At the rates of `tiny_processor` (two actions a frame) it has `2 * (num_frames - 1)` actions.
+    """
+    rng = np.random.default_rng(number)
+    per_frame = round(spec.action_rate / spec.fps) if spec.action_dim else 1
+    steps = per_frame * (num_frames - 1)
+    path = np.cumsum(rng.normal(0, 0.8, (steps + 1, 2)), axis=0) + size / 2
+    ramp = np.add.outer(np.arange(size), np.arange(size)) * (255 // (2 * size))
+    frames = np.repeat(ramp[None, :, :, None], 3, axis=-1).repeat(num_frames, axis=0).astype(np.uint8)
+    for frame, (x, y) in zip(frames, path[::per_frame].clip(2, size - 2).astype(int), strict=True):
+        frame[y - 2 : y + 2, x - 2 : x + 2] = (230, 60, 20)
+    views = {
+        view: ArrayView(frames if i == 0 else 255 - frames, np.arange(num_frames) / spec.fps)
+        for i, view in enumerate(spec.views)
+    }
+    columns = np.tile(path, (1, 4)).astype(np.float32)
+    return Episode(
+        episode_id=f"{spec.name}-{number:03d}",
+        embodiment=spec,
+        views=views,
+        actions=columns[1:, : spec.action_dim] if spec.action_dim else None,
+        state=columns[:, : spec.state_dim] if spec.state_dim else None,
+        prompts=(PROMPTS[number % len(PROMPTS)],),
+    )
+
+
+def fake_shards(
+    folder: Path, specs: Sequence[EmbodimentSpec], episodes: int = 4, num_frames: int = 12, size: int = 16
+) -> Path:
+    """Write shards of so many fake episodes of each body, with statistics, and return their folder."""
+    config = WriterConfig(
+        dataset=folder.name, height=size, width=size, val_fraction=0.3, licence="CC0", source="made up"
+    )
+    with ShardWriter(folder, config) as writer:
+        for spec in specs:
+            for number in range(episodes):
+                writer.write(fake_episode(spec, number, num_frames, size))
+    save_stats(compute_stats(folder), folder)
+    return folder

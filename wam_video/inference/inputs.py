@@ -51,6 +51,8 @@ class Conditions:
     actions: Float[Tensor, "b ta da"]
     """Given actions; zeros elsewhere."""
     action_given: Bool[Tensor, "b ta"]
+    action_exists: Bool[Tensor, "b ta"]
+    """False past the horizon of a body that has a shorter one than the model; such steps are unknown, as in training."""
     action_times: Float[Tensor, "b ta"]
     state: Float[Tensor, "b ds"]
     state_mask: Bool[Tensor, "b ds"]
@@ -77,31 +79,22 @@ def build_conditions(processor: WAMProcessor, request: Request) -> Conditions:
     specs = [processor.spec(name) for name in embodiments]
     video, frame_mask = _fit_frames(video, request.mode, request.spec, window)
     frame_mask = frame_mask & _view_mask(specs, video.shape[1], window)[:, :, None]
-    batch, horizon = video.shape[0], window.action_horizon
-    _check_action_role(request, specs, horizon)
-    widths = [spec.action_dim for spec in specs]
-    given = request.actions if request.spec.actions is Role.GIVEN else request.action_prefix
-    actions = torch.zeros(batch, horizon, max(processor.max_action_dim, 1))
-    action_given = torch.zeros(batch, horizon, dtype=torch.bool)
-    if given is not None:
-        what = "actions" if request.spec.actions is Role.GIVEN else "action_prefix"
-        rows = _rows(what, given, widths, embodiments, ndim=2)
-        for i, row in enumerate(rows):
-            _check_steps(what, row.shape[0], horizon)
-            actions[i, : row.shape[0], : row.shape[1]] = row
-            action_given[i, : row.shape[0]] = True
+    horizons = [horizon(window, name) for name in embodiments]
+    _check_action_role(request, specs, horizons)
+    actions, action_given = _actions(request, specs, horizons, processor)
     state, state_mask = _state(request.state, specs, embodiments, processor)
     return Conditions(
         video=video,
         frame_mask=frame_mask,
-        frame_times=frame_times(window).expand(batch, -1),
+        frame_times=_float(window.frame_times()).expand(len(specs), -1),
         num_context_frames=window.num_context_frames,
         actions=actions,
         action_given=action_given,
-        action_times=torch.stack([action_times(spec, window) for spec in specs]),
+        action_exists=_exists(window, embodiments),
+        action_times=torch.stack([_float(window.action_times(spec.action_rate)) for spec in specs]),
         state=state,
         state_mask=state_mask,
-        prompts=_per_sample("prompt", request.prompt, batch),
+        prompts=_per_sample("prompt", request.prompt, len(specs)),
         embodiments=embodiments,
     )
 
@@ -128,6 +121,7 @@ def batch_conditions(processor: WAMProcessor, batch: Batch, spec: ModeSpec, acti
         num_context_frames=batch.num_context_frames,
         actions=_pad(batch.actions * (given[..., None] & batch.action_mask), processor.max_action_dim),
         action_given=given,
+        action_exists=_exists(processor.window, batch.embodiments)[:, : known.shape[1]],
         action_times=batch.action_times,
         state=_pad(batch.state, processor.max_state_dim),
         state_mask=_pad(batch.state_mask, processor.max_state_dim),
@@ -136,16 +130,18 @@ def batch_conditions(processor: WAMProcessor, batch: Batch, spec: ModeSpec, acti
     )
 
 
-def frame_times(window: WindowConfig) -> Float[Tensor, "1 f"]:
-    """Return the seconds of a window's frames, context then future; 0 is the last context frame."""
-    past = -torch.arange(window.num_context_frames - 1, -1, -1) * window.context_stride_s
-    future = torch.arange(1, window.num_future_frames + 1) * window.future_stride_s
-    return torch.cat([past, future])[None].float()
+def horizon(window: WindowConfig, embodiment: str) -> int:
+    """Return how many actions a chunk of `embodiment` has."""
+    return window.action_horizons.get(embodiment, window.action_horizon)
 
 
-def action_times(spec: EmbodimentSpec, window: WindowConfig) -> Float[Tensor, " ta"]:
-    """Return the seconds at which each action of a chunk starts; all 0 for a body that has no actions."""
-    return torch.arange(window.action_horizon) / (spec.action_rate or float("inf"))
+def _exists(window: WindowConfig, embodiments: Sequence[str]) -> Bool[Tensor, "b ta"]:
+    counts = torch.tensor([horizon(window, name) for name in embodiments])
+    return torch.arange(window.action_horizon)[None] < counts[:, None]
+
+
+def _float(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(values).float()
 
 
 def _pad(x: Tensor, width: int) -> Tensor:
@@ -235,11 +231,11 @@ def _per_sample(what: str, values: str | Sequence[str], batch: int) -> tuple[str
     return tuple(values)
 
 
-def _check_action_role(request: Request, specs: list[EmbodimentSpec], horizon: int) -> None:
+def _check_action_role(request: Request, specs: list[EmbodimentSpec], horizons: list[int]) -> None:
     mode, role = request.mode.value, request.spec.actions
     if role is Role.GIVEN and request.actions is None:
         raise ConfigError(
-            f"actions are missing; mode {mode!r} needs {horizon} of them: give actions, or use mode 'video'"
+            f"actions are missing; mode {mode!r} needs {max(horizons)} of them: give actions, or use mode 'video'"
         )
     if role is not Role.GIVEN and request.actions is not None:
         use = "generates them" if role is Role.GENERATE else "does not read any"
@@ -247,16 +243,36 @@ def _check_action_role(request: Request, specs: list[EmbodimentSpec], horizon: i
     if role is not Role.GENERATE and request.action_prefix is not None:
         raise ConfigError(f"action_prefix is given, but mode {mode!r} generates no actions; leave it out")
     if role is not Role.UNKNOWN:
-        for spec in specs:
-            if spec.action_dim == 0:
+        for spec, count in zip(specs, horizons, strict=True):
+            if spec.action_dim == 0 or count == 0:
                 raise ConfigError(f"embodiment {spec.name!r} has no actions; allowed for it: mode 'video'")
 
 
-def _check_steps(what: str, steps: int, horizon: int) -> None:
-    if what == "actions" and steps != horizon:
-        raise ConfigError(f"actions have {steps} steps; allowed: exactly {horizon}, the model's action horizon")
-    if what == "action_prefix" and not steps < horizon:
-        raise ConfigError(f"action_prefix has {steps} steps; allowed: fewer than {horizon}, the model's action horizon")
+def _actions(
+    request: Request, specs: list[EmbodimentSpec], horizons: list[int], processor: WAMProcessor
+) -> tuple[Float[Tensor, "b ta da"], Bool[Tensor, "b ta"]]:
+    """Return the given actions padded to the model's horizon and width, and which steps they are."""
+    actions = torch.zeros(len(specs), processor.window.action_horizon, max(processor.max_action_dim, 1))
+    known = torch.zeros(actions.shape[:2], dtype=torch.bool)
+    is_prefix = request.spec.actions is not Role.GIVEN
+    what, given = ("action_prefix", request.action_prefix) if is_prefix else ("actions", request.actions)
+    if given is None:
+        return actions, known
+    names = tuple(spec.name for spec in specs)
+    rows = _rows(what, given, [spec.action_dim for spec in specs], names, ndim=2)
+    for i, (row, count) in enumerate(zip(rows, horizons, strict=True)):
+        steps = row.shape[0]
+        if is_prefix and not steps < count:
+            raise ConfigError(
+                f"action_prefix has {steps} steps; allowed: fewer than {count}, the action horizon of {names[i]!r}"
+            )
+        if not is_prefix and steps != count:
+            raise ConfigError(
+                f"actions have {steps} steps; allowed: exactly {count}, the action horizon of {names[i]!r}"
+            )
+        actions[i, :steps, : row.shape[1]] = row
+        known[i, :steps] = True
+    return actions, known
 
 
 def _state(
@@ -281,7 +297,7 @@ def _rows(what: str, given: Any, widths: list[int], embodiments: tuple[str, ...]
         offered = [row.shape[-1] if row.ndim else 0 for row in rows]
     else:
         array = _as_float(what, given)
-        array = array[None] if array.ndim == ndim else array
+        array = array[None] if array.ndim == ndim else torch.atleast_1d(array)
         rows = list(array)
         extra = array.shape[-1] - max(widths) if array.ndim else 0
         offered = [width + extra for width in widths]

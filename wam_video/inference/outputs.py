@@ -8,7 +8,7 @@ from diffusers.utils import BaseOutput
 from jaxtyping import Float
 
 from wam_video.data.processor import WAMProcessor
-from wam_video.inference.inputs import Conditions
+from wam_video.inference.inputs import Conditions, horizon
 
 
 @dataclass
@@ -20,7 +20,7 @@ class WAMOutput(BaseOutput):
     """
 
     actions: Float[np.ndarray, "b ta da"] | Float[torch.Tensor, "b ta da"] | None = None
-    """float32, in the robot's own units; as wide as the widest embodiment of the call, zeros past a narrower one's width."""
+    """float32, in the robot's own units; zeros where one embodiment of the call is narrower or its chunk shorter than another."""
     video: Float[np.ndarray, "b v f 3 h w"] | Float[torch.Tensor, "b v f 3 h w"] | None = None
     """float32 in [0, 1]: the future frames only, at the model's size."""
 
@@ -28,22 +28,25 @@ class WAMOutput(BaseOutput):
 def physical_actions(
     processor: WAMProcessor, actions: Float[torch.Tensor, "b ta da"], conditions: Conditions
 ) -> Float[torch.Tensor, "b ta da"]:
-    """Return actions in physical units, as wide as the widest embodiment; committed ones come back as they were given."""
+    """Return actions in physical units, as wide and as long as the widest and longest embodiment's.
+
+    Committed ones come back as they were given.
+    """
     given, embodiments = conditions.action_given[..., None], conditions.embodiments
     actions = processor.denormalize_actions(actions.float().cpu(), processor.indices(embodiments))
     width = max(processor.action_dim(name) for name in embodiments)
-    return torch.where(given, conditions.actions, actions)[..., :width]
+    steps = max(horizon(processor.window, name) for name in embodiments)
+    actions = torch.where(given, conditions.actions, actions) * conditions.action_exists[..., None]
+    return actions[:, :steps, :width]
 
 
-def fit_width(output: WAMOutput, width: int) -> WAMOutput:
-    """Return the output with its actions cut or padded with zeros to `width` dimensions."""
+def fit(output: WAMOutput, steps: int, width: int) -> WAMOutput:
+    """Return the output with its actions cut or padded with zeros to `steps` steps of `width` dimensions."""
     actions = output.actions
-    if actions is None or actions.shape[-1] == width:
+    if actions is None or actions.shape[1:] == (steps, width):
         return output
-    if isinstance(actions, np.ndarray):
-        fitted = np.zeros((*actions.shape[:2], width), actions.dtype)
-    else:
-        fitted = actions.new_zeros(*actions.shape[:2], width)
-    kept = min(width, actions.shape[-1])
-    fitted[..., :kept] = actions[..., :kept]
+    shape = (actions.shape[0], steps, width)
+    fitted = np.zeros(shape, actions.dtype) if isinstance(actions, np.ndarray) else actions.new_zeros(shape)
+    kept = (slice(None), slice(min(steps, actions.shape[1])), slice(min(width, actions.shape[2])))
+    fitted[kept] = actions[kept]
     return WAMOutput(actions=fitted, video=output.video)

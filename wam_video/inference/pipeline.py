@@ -20,7 +20,7 @@ from wam_video.inference import loading
 from wam_video.inference.checks import check_components
 from wam_video.inference.inputs import Conditions, Request, batch_conditions, build_conditions
 from wam_video.inference.noise import Generators, make_generators
-from wam_video.inference.outputs import WAMOutput, fit_width, physical_actions
+from wam_video.inference.outputs import WAMOutput, fit, physical_actions
 from wam_video.inference.registration import register_components
 from wam_video.inference.sampling import Prepared, SamplingConfig, VelocityField, decode_future, prepare
 from wam_video.models.text import encode_text
@@ -205,14 +205,19 @@ class WAMPipeline(DiffusionPipeline):
             options: `num_inference_steps`, `guidance_scale`, `solver`, `generator`, `output_type` as in `__call__`.
 
         Returns:
-            As `__call__`; the actions are as wide as the batch's.
+            As `__call__`; the actions have the shape of the batch's.
         """
         spec = self._spec(mode, policy_path)
         conditions = batch_conditions(self.processor, batch, spec, action_prefix_steps)
-        return self._generate(conditions, Mode(mode), spec, RunOptions(**options), batch.actions.shape[-1])
+        return self._generate(conditions, Mode(mode), spec, RunOptions(**options), tuple(batch.actions.shape[1:]))
 
     def _generate(
-        self, conditions: Conditions, mode: Mode, spec: ModeSpec, options: RunOptions, width: int | None = None
+        self,
+        conditions: Conditions,
+        mode: Mode,
+        spec: ModeSpec,
+        options: RunOptions,
+        chunk: tuple[int, ...] | None = None,
     ) -> WAMOutput:
         if options.output_type not in OutputType.__args__:
             raise ConfigError(one_of("output_type", options.output_type, OutputType.__args__))
@@ -233,7 +238,7 @@ class WAMPipeline(DiffusionPipeline):
             end = sample(field, prepared.start, prepared.pattern, grid, solver=sampling.solver, on_step=on_step)
         output = self._output(end, prepared, conditions, spec if mode is not Mode.POLICY else MODES[mode], options)
         self.maybe_free_model_hooks()
-        return output if width is None else fit_width(output, width)
+        return output if chunk is None else fit(output, *chunk)
 
     def _output(
         self, end: State, prepared: Prepared, conditions: Conditions, spec: ModeSpec, options: RunOptions

@@ -72,7 +72,9 @@ def prepare(
     pattern = ClockPattern(
         video_free=free.to(device),
         video_held=(~known).float().to(device),
-        actions_free=((~conditions.action_given) & (spec.actions is not Role.GIVEN)).to(device),
+        actions_free=(~conditions.action_given & conditions.action_exists & (spec.actions is not Role.GIVEN)).to(
+            device
+        ),
         actions_held=(~conditions.action_given).float().to(device),
     )
     video = torch.nn.functional.pad(encoded, (0, 0, 0, 0, 0, frames - encoded.shape[3]))
