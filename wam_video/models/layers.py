@@ -26,7 +26,8 @@ class ConditionEmbedder(nn.Module):
     ) -> tuple[Float[Tensor, "b m d"], Float[Tensor, "b m 6 d"], Float[Tensor, "b s d"]]:
         """Return the time embedding, the six modulation vectors of each slot, and the projected text."""
         frequencies = self.timesteps_proj(t.flatten() * TRAIN_TIMESTEPS).unflatten(0, t.shape)
-        time = self.time_embedder(frequencies.to(self.time_proj.weight.dtype)).type_as(text)
+        # Loaded in half precision the time embedder alone stays in float32, as `_keep_in_fp32_modules` says.
+        time = self.time_embedder(frequencies.to(self.time_embedder.linear_1.weight.dtype)).type_as(text)
         modulation = self.time_proj(self.act_fn(time)).unflatten(-1, (6, -1))
         return time, modulation, self.text_embedder(text)
 
