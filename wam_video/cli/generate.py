@@ -99,10 +99,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _load(model: str, device: str) -> "WAMPipeline":
+    import diffusers
     import torch
+    import transformers
 
     from wam_video.inference.pipeline import WAMPipeline
 
+    quiet = not sys.stderr.isatty()
+    if quiet:
+        diffusers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     pipeline = WAMPipeline.from_pretrained(model)
@@ -114,7 +120,7 @@ def _load(model: str, device: str) -> "WAMPipeline":
         AssertionError,
     ) as error:  # torch has one for each way in which a device is not there
         raise ConfigError(f"--device is {device!r}, which can't be used here: {str(error).splitlines()[0]}") from error
-    if not sys.stderr.isatty():
+    if quiet:
         pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

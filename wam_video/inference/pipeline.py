@@ -106,8 +106,10 @@ class WAMPipeline(DiffusionPipeline):
         loading.check_folder(folder, cls.__name__, passed)
         try:
             pipeline = super().from_pretrained(str(folder), **kwargs)
-        except WamError:
+        except CheckpointError:
             raise
+        except WamError as error:  # a setting that no part of ours would have saved
+            raise CheckpointError(f"checkpoint {folder} was altered: {error}") from error
         except Exception as error:  # whatever diffusers and transformers raise at a broken file
             raise CheckpointError(f"checkpoint {folder} can't be loaded: {loading.first_line(error)}") from error
         for name in set(loading.WITH_WEIGHTS) - passed:

@@ -4,7 +4,7 @@ A recording outside shards goes through the very encoding that makes shards, in 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -238,7 +238,7 @@ def _resized(clip: Clip, processor: WAMProcessor) -> Clip:
         view: frames if frames.shape[1:3] == size else np.stack([resize(frame, *size) for frame in frames])
         for view, frames in clip.video.items()
     }
-    return Clip(video=video, actions=clip.actions, state=clip.state, reward=clip.reward, info=clip.info)
+    return replace(clip, video=video)
 
 
 def _anchor(clip: Clip, processor: WAMProcessor, name: str, start_s: float | None, offset: float) -> int:
@@ -246,7 +246,7 @@ def _anchor(clip: Clip, processor: WAMProcessor, name: str, start_s: float | Non
     config, fps = processor.window, clip.info["fps"]
     spec = processor.spec(name)
     num_actions = 0 if clip.actions is None else len(clip.actions)
-    stored = type(spec)(**{**spec.__dict__, "fps": fps})
+    stored = replace(spec, fps=fps)
     allowed = anchors(clip.info["num_frames"], num_actions, stored, config)
     if not len(allowed):
         raise DataError(
