@@ -24,6 +24,9 @@ MAX_FRAME_PIXELS = 1 << 26
 """A frame larger than this is refused before anything is decoded: no camera makes it, a hostile header may."""
 
 _DECORD_CODECS = frozenset({"h264", "hevc", "mpeg4", "mjpeg", "vp8"})
+_DECORD_BROKEN_WIDTHS = frozenset({*range(25), 48, 72})
+"""decord 0.6 fails to copy frames of these widths (every even one up to 660 was tried)."""
+
 _SEEK_GAP = 64
 _CHUNK = 32
 
@@ -56,7 +59,7 @@ def open_video(source: Path | str | bytes, *, decoder: str = "auto", name: str =
 
     Args:
         source: Path or the file's bytes.
-        decoder: `auto` takes decord where it is installed and knows the codec, else PyAV.
+        decoder: `auto` takes decord where it is installed and knows the codec and the width, else PyAV; the pixels are the same.
         name: What to call `source` in error messages; the path by default.
 
     Raises:
@@ -72,7 +75,8 @@ def open_video(source: Path | str | bytes, *, decoder: str = "auto", name: str =
         return _PyAVReader(source, name)
     reader = _PyAVReader(source, name)
     module = _import_decord(required=decoder == "decord")
-    if module is None or (decoder == "auto" and reader.codec not in _DECORD_CODECS):
+    suited = reader.codec in _DECORD_CODECS and reader.width not in _DECORD_BROKEN_WIDTHS
+    if module is None or (decoder == "auto" and not suited):
         return reader
     reader.close()
     return _DecordReader(module, source, name, reader.fps)
@@ -136,6 +140,7 @@ class _PyAVReader:
             raise DataError(
                 f"video {name!r} is {context.width}x{context.height}; at most {MAX_FRAME_PIXELS} pixels a frame"
             )
+        self.width = context.width
         self.codec = context.name.replace("libdav1d", "av1")
         self.fps = float(self._stream.average_rate or self._stream.guessed_rate or 0)
 
@@ -276,7 +281,8 @@ def encode_mp4(
     options = {
         "crf": str(crf),
         "preset": preset,
-        "x264-params": f"keyint={gop}:min-keyint=1:scenecut=0:open-gop=0:bframes=0:threads=1:sliced-threads=0",
+        # mbtree: x264's macroblock tree reads stray memory in frames of few blocks, and then the bytes vary
+        "x264-params": f"keyint={gop}:min-keyint=1:scenecut=0:open-gop=0:bframes=0:threads=1:sliced-threads=0:mbtree=0",
     }
     stream = None
     with av.open(sink, mode="w", format="mp4", options={"fflags": "+bitexact"}) as container:
