@@ -9,11 +9,17 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wam_video.cli.command import DONE, FAILED, run
 from wam_video.config import load, to_yaml
 from wam_video.errors import ConfigError
 from wam_video.log import get_logger, setup_logging
+
+if TYPE_CHECKING:
+    from wam_video.training.accelerator import Launch
+    from wam_video.training.build import Parts
+    from wam_video.training.config import TrainConfig
 
 _LOG = get_logger(__name__)
 
@@ -55,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _train(config)
 
 
-def _show(config: "TrainConfig") -> int:  # noqa: F821
+def _show(config: "TrainConfig") -> int:
     from wam_video.training.build import count_parameters
     from wam_video.training.feed import find_embodiments
 
@@ -66,7 +72,7 @@ def _show(config: "TrainConfig") -> int:  # noqa: F821
     return DONE
 
 
-def _train(config: "TrainConfig") -> int:  # noqa: F821
+def _train(config: "TrainConfig") -> int:
     from wam_video.training import callbacks as hooks
     from wam_video.training.accelerator import EngineConfig, start_engine
     from wam_video.training.feed import ShardFeed
@@ -103,23 +109,31 @@ def _train(config: "TrainConfig") -> int:  # noqa: F821
     return DONE
 
 
-def _launch() -> "Launch":  # noqa: F821
+def _launch() -> "Launch":
     """Read what the launcher announced; the environment is read here and not in the package."""
+    import torch
+
     from wam_video.training.accelerator import Launch
 
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    if deepspeed and not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     return Launch(num_processes=int(os.environ.get("WORLD_SIZE", "1")), deepspeed=deepspeed)
 
 
-def _export(folder: Path, parts: "Parts", config: "TrainConfig") -> None:  # noqa: F821
+def _export(folder: Path, parts: "Parts", config: "TrainConfig") -> None:
     from wam_video.flow.scheduler import WAMScheduler
+    from wam_video.inference.pipeline import WAMPipeline
 
-    parts.transformer.save_pretrained(folder / "transformer")
-    parts.codec.save_pretrained(folder / "vae")
-    parts.text_encoder.save_pretrained(folder / "text_encoder")
-    parts.tokenizer.save_pretrained(folder / "tokenizer")
-    parts.processor.save_pretrained(folder / "processor")
-    WAMScheduler(**config.scheduler).save_pretrained(folder / "scheduler")
+    pipeline = WAMPipeline(
+        transformer=parts.transformer,
+        vae=parts.codec,
+        text_encoder=parts.text_encoder,
+        tokenizer=parts.tokenizer,
+        scheduler=WAMScheduler(**config.scheduler),
+        processor=parts.processor,
+    )
+    pipeline.save_pretrained(folder)
 
 
 class _StopRequest:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DeepSpeedPlugin, DistributedType
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from wam_video.errors import ConfigError
@@ -76,22 +77,27 @@ class Engine:
 
     @property
     def device(self) -> torch.device:
+        """Where this process computes."""
         return self._accelerator.device
 
     @property
     def num_processes(self) -> int:
+        """Processes that take part."""
         return self._accelerator.num_processes
 
     @property
     def rank(self) -> int:
+        """This process's number, from 0."""
         return self._accelerator.process_index
 
     @property
     def is_main(self) -> bool:
+        """True on the process that writes."""
         return self._accelerator.is_main_process
 
     @property
     def precision(self) -> str:
+        """`bf16` or `no`."""
         return self._accelerator.mixed_precision
 
     @property
@@ -123,7 +129,7 @@ class Engine:
         with self._accelerator.no_sync(self._wrapped) if hold else nullcontext():
             yield
 
-    def backward(self, loss: Tensor, *, last: bool) -> None:
+    def backward(self, loss: Float[Tensor, ""], *, last: bool) -> None:
         """Add the gradient of a micro-batch's share of the loss to the step's."""
         if self.kind == "deepspeed":
             self._wrapped.set_gradient_accumulation_boundary(is_boundary=last)
@@ -150,7 +156,7 @@ class Engine:
         self._optimizer.zero_grad(set_to_none=True)
         return applied, norm
 
-    def sum(self, values: Tensor) -> Tensor:
+    def sum(self, values: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
         """Return the sum of a tensor over all processes."""
         return values if self.num_processes == 1 else self._accelerator.reduce(values, reduction="sum")
 

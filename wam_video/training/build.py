@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import torch
 from diffusers import AutoencoderKLWan
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -24,7 +25,6 @@ from wam_video.errors import CheckpointError, ConfigError
 from wam_video.models.text import build_byte_t5, encode_text
 from wam_video.models.transformer import WAMTransformer
 from wam_video.models.video_codec import Codec, PixelCodec, latent_channels, num_latents, spatial_factor
-from wam_video.tensors import Prediction
 from wam_video.training.config import CodecConfig, TextConfig, TrainConfig
 from wam_video.training.sample import TrainingSample
 
@@ -57,12 +57,14 @@ class TrainingModule(nn.Module):
         self.text_encoder = parts.text_encoder if train_text else None
         self._tokenizer = parts.tokenizer
 
-    def forward(self, sample: TrainingSample) -> Prediction:
-        """Predict the video and the actions of a noisy sample."""
+    def forward(
+        self, sample: TrainingSample
+    ) -> tuple[Float[Tensor, "b v c t h w"] | None, Float[Tensor, "b ta da"] | None]:
+        """Predict the video and the actions of a noisy sample; a tuple, for DeepSpeed finds tensors in nothing richer."""
         dtype = self.transformer.proj_out.weight.dtype
         text = sample.text_embeds if self.text_encoder is None else self._encode(sample.prompts)
         noisy = sample.noisy
-        return self.transformer(
+        prediction = self.transformer(
             latents=noisy.x_t.video.to(dtype),
             t_video=noisy.clocks.video,
             latent_times=sample.latent_times,
@@ -76,6 +78,7 @@ class TrainingModule(nn.Module):
             view_mask=sample.view_mask,
             num_context=sample.num_context,
         )
+        return prediction.video, prediction.actions
 
     def _encode(self, prompts: tuple[str, ...]) -> Tensor:
         distinct = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}

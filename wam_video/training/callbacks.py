@@ -1,5 +1,6 @@
 """What happens beside the updates: logging, validation, checkpoints and export. Each is told of every step."""
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -93,8 +94,8 @@ class ValidateCallback:
             self._validate(trainer)
 
     def on_end(self, trainer: "Trainer") -> None:
-        """Validate what the run ended with."""
-        if not trainer.interrupted:
+        """Validate what the run ended with, unless it was asked to stop or had nothing left to do."""
+        if not trainer.interrupted and trainer.progress.step > trainer.start_step:
             self._validate(trainer)
 
     def _validate(self, trainer: "Trainer") -> None:
@@ -159,6 +160,7 @@ class ExportCallback:
     def _export(self, trainer: "Trainer") -> None:
         if trainer.engine.is_main:
             temporary = self._folder.with_name(self._folder.name + ".tmp")
+            shutil.rmtree(temporary, ignore_errors=True)
             with trainer.ema.applied(), torch.no_grad():
                 self._exporter(temporary, trainer.parts, trainer.config)
             replace_folder(temporary, self._folder)

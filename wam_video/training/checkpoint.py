@@ -108,15 +108,25 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def check_same_run(saved: Mapping[str, Any], current: Mapping[str, Any], folder: Path) -> None:
+def check_same_run(
+    saved: Mapping[str, Any], current: Mapping[str, Any], defaults: Mapping[str, Any], folder: Path
+) -> None:
     """Refuse to continue a run under another configuration, but for keys that change no update.
+
+    Args:
+        saved: The configuration in the checkpoint; keys that a later version added stand at their defaults.
+        current: The configuration now.
+        defaults: That of a run without any settings.
+        folder: The checkpoint, for the message.
 
     Raises:
         ConfigError: The message names the first key, both values and what to do.
     """
-    old, new = _flatten(saved), _flatten(current)
+    new = _flatten(current)
+    old = {key: value for key, value in _flatten(defaults).items() if key in new} | _flatten(saved)
     for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key) and not key.startswith(tuple(FREE_ON_RESUME)):
+        free = any(key == name or key.startswith(f"{name}.") for name in FREE_ON_RESUME)
+        if old.get(key) != new.get(key) and not free:
             raise ConfigError(
                 f"{key} is {new.get(key)!r}, but the run in {str(folder.parent.parent)!r} was started with {old.get(key)!r}; "
                 "set it back, or give another output_dir (init_from=FOLDER starts a new run from exported weights)"

@@ -14,7 +14,9 @@ class Feed(Protocol):
     """The data of a run; its order is a pure function of the seed and the global sample index."""
 
     @property
-    def embodiments(self) -> Mapping[str, EmbodimentSpec]: ...
+    def embodiments(self) -> Mapping[str, EmbodimentSpec]:
+        """The bodies in the data, in the order of their ids."""
+        ...
 
     def processor(self, normalization: str) -> WAMProcessor:
         """Return the transforms that go with these data."""
@@ -38,6 +40,7 @@ class ShardFeed:
 
     @property
     def embodiments(self) -> Mapping[str, EmbodimentSpec]:
+        """The bodies of all datasets."""
         return self._dataset.embodiments
 
     def processor(self, normalization: str) -> WAMProcessor:

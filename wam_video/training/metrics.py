@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from wam_video.errors import MissingDependencyError
+from wam_video.errors import ConfigError, MissingDependencyError
 from wam_video.flow.loss import LossTerms
 from wam_video.training.sample import TrainingSample
 
@@ -44,9 +44,13 @@ def region_means(sums: Float[Tensor, "2 regions"]) -> dict[str, float]:
 class Tracker(Protocol):
     """Somewhere that numbers go, by step."""
 
-    def log(self, values: Mapping[str, float], step: int) -> None: ...
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Take the numbers of a step."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Write what is left."""
+        ...
 
 
 class JsonLines:
@@ -96,7 +100,7 @@ class HostedRun:
         try:
             self._package = import_module(package)
         except ImportError as error:
-            raise MissingDependencyError(package, package, f"the tracker {package}") from error
+            raise ConfigError(f"trackers names {package!r}, which is not installed: pip install {package}") from error
         name = folder.name
         here = {"dir": str(folder), "id": name, "resume": "allow"} if package == "wandb" else {"resume": "allow"}
         self._package.init(project="wam-video", name=name, config=dict(config), **here)

@@ -29,11 +29,19 @@ _ODD = 0x9E3779B1
 class Normalizes(Protocol):
     """What a sample needs of `data.processor.WAMProcessor`."""
 
-    def indices(self, names: Sequence[str]) -> Int[Tensor, " b"]: ...
+    def indices(self, names: Sequence[str]) -> Int[Tensor, " b"]:
+        """Return the ids of embodiments."""
+        ...
 
-    def normalize_actions(self, x: Float[Tensor, "b ta da"], embodiment: Int[Tensor, " b"]) -> Tensor: ...
+    def normalize_actions(
+        self, x: Float[Tensor, "b ta da"], embodiment_ids: Int[Tensor, " b"]
+    ) -> Float[Tensor, "b ta da"]:
+        """Return actions in the model's units."""
+        ...
 
-    def normalize_state(self, x: Float[Tensor, "b ds"], embodiment: Int[Tensor, " b"]) -> Tensor: ...
+    def normalize_state(self, x: Float[Tensor, "b ds"], embodiment_ids: Int[Tensor, " b"]) -> Float[Tensor, "b ds"]:
+        """Return the state in the model's units."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,11 +98,12 @@ def _named(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _module_tensors(module: nn.Module) -> dict[str, Tensor]:
-    return _contiguous({name: value.detach() for name, value in _named(module).items()})
+    return _contiguous(_named(module))
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.contiguous() for name, value in tensors.items()}
+    """Return tensors that safetensors takes: whole, on the CPU, none a view into another (DeepSpeed's are)."""
+    return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
 
 
 def _optimizer_file(engine: Engine) -> str:
@@ -119,11 +120,11 @@ def _optimizer_keys(engine: Engine) -> dict[Tensor, str]:
 def _optimizer_tensors(engine: Engine) -> dict[str, Tensor]:
     names = _optimizer_keys(engine)
     tensors = {
-        f"{names[parameter]}/{key}": value.detach().clone()
+        f"{names[parameter]}/{key}": value
         for parameter, entries in engine.optimizer.state.items()
         for key, value in entries.items()
     }
-    return tensors | {f"master/{i}": shard.detach().clone() for i, shard in enumerate(engine.master_weights())}
+    return _contiguous(tensors | {f"master/{i}": shard for i, shard in enumerate(engine.master_weights())})
 
 
 @torch.no_grad()

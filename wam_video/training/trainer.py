@@ -14,7 +14,7 @@ from wam_video.config import to_dict
 from wam_video.errors import DataError
 from wam_video.flow.loss import LossTerms, loss_terms
 from wam_video.log import get_logger
-from wam_video.tensors import Batch
+from wam_video.tensors import Batch, Prediction
 from wam_video.training import checkpoint, state
 from wam_video.training.accelerator import Engine
 from wam_video.training.build import Parts, TrainingModule, build_parts
@@ -22,7 +22,7 @@ from wam_video.training.callbacks import Callback
 from wam_video.training.config import TrainConfig
 from wam_video.training.ema import EMA
 from wam_video.training.feed import Feed
-from wam_video.training.metrics import Tracker, region_sums
+from wam_video.training.metrics import REGIONS, Tracker, region_sums
 from wam_video.training.optim import build_optimizer, learning_rate, set_learning_rate
 from wam_video.training.sample import Sampler, SamplerConfig, TextCache, TrainingSample, is_video_absent
 
@@ -157,7 +157,7 @@ class Trainer:
             return None
         lr = learning_rate(self.config.optim, step, self.config.steps)
         set_learning_rate(self.engine.optimizer, lr)
-        regions = torch.zeros(2, 8, device=self.engine.device)
+        regions = torch.zeros(2, len(REGIONS), device=self.engine.device)
         for number, sample in enumerate(samples):
             regions += self._accumulate(sample, counts, last=number == len(samples) - 1)
         applied, norm = self.engine.update()
@@ -181,7 +181,8 @@ class Trainer:
         """Add the gradient of one micro-batch and return its sums by region."""
         kinds = self.parts.transformer.prediction_kinds
         with self.engine.micro_batch(last=last):
-            prediction = self.engine.forward(sample)
+            video, actions = self.engine.forward(sample)
+            prediction = Prediction(video=video, actions=actions)
             terms = loss_terms(self.config.loss, prediction, sample.noisy, kinds, sample.num_context)
             self.engine.backward(self._loss(terms, counts), last=last)
         return region_sums(sample, terms)
@@ -212,7 +213,7 @@ class Trainer:
         if folder is None:
             return
         saved: dict[str, Any] = checkpoint.read_state(folder)
-        checkpoint.check_same_run(saved["config"], self._facts["config"], folder)
+        checkpoint.check_same_run(saved["config"], self._facts["config"], to_dict(TrainConfig()), folder)
         if saved["data"] != self._facts["data"]:
             raise DataError(
                 f"the data of {str(self.output)!r} have changed: statistics {saved['data']['stats_hash']} then, "

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from wam_video.flow.loss import loss_terms
 from wam_video.flow.modes import MODES, Role
-from wam_video.tensors import Batch
+from wam_video.tensors import Batch, Prediction
 
 if TYPE_CHECKING:
     from wam_video.training.trainer import Trainer
@@ -58,9 +58,11 @@ def _batch_sums(trainer: "Trainer", batch: Batch) -> dict[str, Float[Tensor, " 2
                     sample, noisy=replace(sample.noisy, x_t=replace(x_t, actions=x_t.actions.roll(1, dims=0)))
                 )
             with torch.autocast(trainer.engine.device.type, torch.bfloat16, enabled=trainer.engine.precision == "bf16"):
-                prediction = trainer.engine.module(sample)
+                video, actions = trainer.engine.module(sample)
             kinds = trainer.parts.transformer.prediction_kinds
-            terms = loss_terms(trainer.config.loss, prediction, sample.noisy, kinds, sample.num_context)
+            terms = loss_terms(
+                trainer.config.loss, Prediction(video=video, actions=actions), sample.noisy, kinds, sample.num_context
+            )
             name = f"val_{mode}" + ("_shuffled" if control else "")
             both = spec.gives_video and spec.gives_actions
             if spec.gives_video:

@@ -1,0 +1,48 @@
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from wam_video.errors import ConfigError
+from wam_video.flow.loss import LossTerms
+from wam_video.training.metrics import HostedRun, JsonLines, open_trackers, region_means, region_sums
+
+
+def test_errors_are_averaged_within_each_region_of_the_square() -> None:
+    sample = SimpleNamespace(t_video=torch.tensor([1.0, 0.0, 0.5, 0.5]), t_action=torch.tensor([0.5, 0.5, 0.0, 1.0]))
+    terms = LossTerms(
+        video_sum=torch.tensor([1.0, 0.0, 6.0, 8.0]),
+        video_count=torch.tensor([2.0, 0.0, 2.0, 2.0]),
+        action_sum=torch.tensor([3.0, 10.0, 0.0, 4.0]),
+        action_count=torch.tensor([1.0, 2.0, 0.0, 2.0]),
+    )
+    means = region_means(region_sums(sample, terms))
+    assert means == pytest.approx(
+        {
+            **{"loss_video": 15 / 6, "loss_forward": 3.0, "loss_video_only": 4.0, "loss_joint_video": 0.5},
+            **{"loss_action": 17 / 5, "loss_policy": 3.0, "loss_inverse": 5.0, "loss_joint_action": 2.0},
+        }
+    )
+
+
+def test_lines_of_steps_that_are_done_again_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "a": 1}\n{"step": 2, "a": 2}\n{"step": 3, "a"')
+    tracker = JsonLines(path, from_step=1)
+    tracker.log({"a": 5.0}, 2)
+    tracker.close()
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [{"step": 1, "a": 1}, {"step": 2, "a": 5.0}]
+
+
+def test_tensorboard_gets_the_scalars(tmp_path: Path) -> None:
+    for tracker in open_trackers(["tensorboard"], tmp_path, {}, 0):
+        tracker.log({"a": 5.0}, 2)
+        tracker.close()
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_a_tracker_that_is_not_installed_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="pip install no_such_tracker"):
+        HostedRun("no_such_tracker", tmp_path, {})
