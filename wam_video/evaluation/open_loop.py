@@ -188,7 +188,7 @@ def measure(
     """
     partner = donors(group.episodes)
     runs = [r for r in RUNS if r.mode in config.modes and _possible(r, group, partner)]
-    measured, parts = Measured(), []
+    measured, parts = Measured(), list[_Sums]()
     shown = set(torch.linspace(0, len(group) - 1, min(config.num_shown, len(group))).round().int().tolist())
     for start in range(0, len(group), config.batch_size):
         places = range(start, min(start + config.batch_size, len(group)))
@@ -202,8 +202,7 @@ def measure(
         if Mode.JOINT in config.modes and group.spec.action_dim:
             part.agreement(sampler, seeds)
         measured.shown += [part.show(j) for j, i in enumerate(places) if i in shown]
-        part.generated.clear()  # pixels of all windows would not fit; their sums do
-        parts.append(part)
+        parts.append(part.sums)  # the pixels of all windows might not fit; their sums do
         on_batch(len(batch))
         measured.frame_times = batch.frame_times[0, batch.num_context_frames :].tolist()
         measured.action_times = batch.action_times[0].tolist()
@@ -223,8 +222,21 @@ def _join(parts: Sequence[dict[Key, Tensor]]) -> dict[Key, Tensor]:
     return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
 
+@dataclass(kw_only=True)
+class _Sums:
+    """What is kept of a batch."""
+
+    mask: Bool[Tensor, "b ta da"]
+    video: dict[Key, Tensor] = field(default_factory=dict)
+    actions: dict[Key, Tensor] = field(default_factory=dict)
+    imagined: Tensor | None = None
+    """Actions of `joint`."""
+    read_back: Tensor | None = None
+    """Actions that `inverse` reads out of the video of `joint`."""
+
+
 class _Part:
-    """The sums of one batch."""
+    """One batch while it is measured."""
 
     def __init__(self, batch: Batch, donor: Batch, group: Group) -> None:
         self.batch, self.group, self.k = batch, group, batch.num_context_frames
@@ -235,32 +247,29 @@ class _Part:
         self.true, self.mask = batch.actions[..., : self.width], batch.action_mask[..., : self.width]
         self.other, self.other_mask = donor.actions[..., : self.width], donor.action_mask[..., : self.width]
         self.has_donor = donor is not batch
-        self.video: dict[Key, Tensor] = {}
-        self.actions: dict[Key, Tensor] = {}
+        self.sums = _Sums(mask=self.mask)
         self.generated: dict[Key, Generated] = {}
-        self.imagined: Tensor | None = None
-        self.read_back: Tensor | None = None
 
     def controls(self, previous: Float[Tensor, "b da"] | None) -> None:
         copied = self.last.unsqueeze(2).expand_as(self.future)
-        self.video[CONTROL, "copy_last"] = video_sums(copied, self.future, self.last, self.frame_mask)
+        self.sums.video[CONTROL, "copy_last"] = video_sums(copied, self.future, self.last, self.frame_mask)
         if not self.width:
             return
         mean = self.group.action_mean.to(self.true).expand_as(self.true)
-        self.actions[CONTROL, "mean_action"] = self._errors(mean, self.true, self.mask)
+        self.sums.actions[CONTROL, "mean_action"] = self._errors(mean, self.true, self.mask)
         if previous is not None:
             held = previous.to(self.true)[:, None].expand_as(self.true)
-            self.actions[CONTROL, "hold_last"] = self._errors(held, self.true, self.mask)
+            self.sums.actions[CONTROL, "hold_last"] = self._errors(held, self.true, self.mask)
 
     def add(self, key: Key, made: Generated) -> None:
         self.generated[key] = made
         if made.video is not None:
-            self.video[key] = video_sums(made.video, self.future, self.last, self.frame_mask)
+            self.sums.video[key] = video_sums(made.video, self.future, self.last, self.frame_mask)
         if made.actions is not None and self.width:
             actions = made.actions[..., : self.width]
-            self.actions[key] = self._errors(actions, self.true, self.mask)
+            self.sums.actions[key] = self._errors(actions, self.true, self.mask)
             if key[1] == "model" and self.has_donor:
-                self.actions[key[0], "shuffled_targets"] = self._errors(actions, self.other, self.other_mask)
+                self.sums.actions[key[0], "shuffled_targets"] = self._errors(actions, self.other, self.other_mask)
 
     def agreement(self, sampler: Sampler, seeds: Sequence[int]) -> None:
         """Read the actions back out of the imagined video with the inverse mode, and compare them with the imagined ones."""
@@ -272,8 +281,9 @@ class _Part:
         actions = sampler(Mode.INVERSE, replace(self.batch, video=video), seeds).actions
         if actions is None:
             return
-        self.imagined, self.read_back = made.actions[..., : self.width], actions[..., : self.width]
-        self.actions[Mode.JOINT.value, "read_back"] = self._errors(self.read_back, self.imagined, self.mask)
+        imagined, read_back = made.actions[..., : self.width], actions[..., : self.width]
+        self.sums.imagined, self.sums.read_back = imagined, read_back
+        self.sums.actions[Mode.JOINT.value, "read_back"] = self._errors(read_back, imagined, self.mask)
 
     def _errors(self, predicted: Tensor, true: Tensor, mask: Bool[Tensor, "b ta da"]) -> Tensor:
         return action_sums(predicted, true, mask, self.group.action_mean)
@@ -300,7 +310,7 @@ class _Part:
         return shown
 
 
-def _add_shuffled_agreement(measured: Measured, parts: Sequence[_Part], partner: Sequence[int], group: Group) -> None:
+def _add_shuffled_agreement(measured: Measured, parts: Sequence[_Sums], partner: Sequence[int], group: Group) -> None:
     """The control of `read_back`: the actions read from one imagined video against those imagined with another."""
     pairs = [(p.read_back, p.imagined) for p in parts if p.read_back is not None and p.imagined is not None]
     if not pairs:

@@ -46,17 +46,17 @@ def write(report: Report, folder: Path) -> tuple[Path, Path]:
         "metrics.json": json.dumps(report.document, indent=1, allow_nan=False) + "\n",
         "report.html": render(report),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in contents.items():
-        partial = folder / f".{name}.partial"
-        try:
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(folder / name)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise DataError(
-                f"{folder / name} can't be written ({error.strerror}); free space or choose another folder"
-            ) from error
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in contents.items():
+            partial = folder / f".{name}.partial"
+            try:
+                partial.write_text(text, encoding="utf-8")
+                partial.replace(folder / name)
+            finally:
+                partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f"output {str(folder)!r} can't be written ({error.strerror}); choose another folder") from error
     return folder / "metrics.json", folder / "report.html"
 
 

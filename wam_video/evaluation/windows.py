@@ -1,7 +1,7 @@
 """Which recorded windows a model is scored on, and what the controls need to know about them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,10 @@ def open_windows(processor: WAMProcessor, folder: str | Path, split: str, max_wi
         raise ConfigError(f"windows is {max_windows}; allowed: 1 or more")
     manifest = load_manifest(folder)
     name = manifest.dataset
-    config = DataConfig(datasets={name: DatasetConfig(path=str(folder), split=split)}, window=processor.window)
+    # The model may know more bodies than these data hold.
+    horizons = {k: v for k, v in processor.window.action_horizons.items() if k in manifest.embodiments}
+    window = replace(processor.window, action_horizons=horizons)
+    config = DataConfig(datasets={name: DatasetConfig(path=str(folder), split=split)}, window=window)
     dataset = WindowDataset(config, shuffle=False)
     by_body: dict[str, list[int]] = {}
     chosen = dataset.spread(max_windows)
