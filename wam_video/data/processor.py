@@ -142,7 +142,7 @@ class WAMProcessor(SchedulerMixin, ConfigMixin):
         """Return shift, scale and inverse scale of every embodiment, zero in padded dimensions."""
         table = np.zeros((3, len(dims), max(1, *dims)), np.float32)
         for row, (spec, width) in enumerate(zip(self._specs, dims, strict=True)):
-            fields = self.config.stats.get(spec.name, {}).get(what)
+            fields = self.config["stats"].get(spec.name, {}).get(what)
             if width == 0:
                 continue
             if fields is None or len(fields["mean"]) != width:
@@ -151,7 +151,7 @@ class WAMProcessor(SchedulerMixin, ConfigMixin):
                     f"statistics hold {have} dimensions of {what} of embodiment {spec.name!r}, which has {width}; "
                     "compute them over a train split that holds it: `wam-video data stats SHARDS`"
                 )
-            normalizer = Normalizer(self.config.normalization, fields)
+            normalizer = Normalizer(self.config["normalization"], fields)
             table[:, row, :width] = normalizer.shift, normalizer.scale, normalizer.inverse_scale
         return torch.from_numpy(table)
 

@@ -206,10 +206,10 @@ def decode_clip(
     for view in [v for v in (views if views is not None else present) if v in present]:
         name = f"{where}, member {view}.mp4"
         reader = open_video(members[f"{view}.mp4"], decoder=decoder, name=name)
-        count = info.get("num_frames")
-        if len(reader) != count:
+        count = len(reader)
+        if count != info.get("num_frames"):
             raise DataError(
-                f"{name} has {len(reader)} frames, its json says {count}; it is truncated: convert the dataset again"
+                f"{name} has {count} frames, its json says {info.get('num_frames')}; it is truncated: convert the dataset again"
             )
         first = reader.get([0])
         if first.nbytes * count > MAX_CLIP_BYTES:

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import av
 import numpy as np
+from av.codec.context import Flags
 from jaxtyping import Float, UInt8
 from PIL import Image
 
@@ -123,14 +124,14 @@ class _DecordReader:
             raise _broken(self._name, error) from error
 
     def close(self) -> None:
-        self._reader = None
+        del self._reader
 
 
 class _PyAVReader:
     def __init__(self, source: Path | str | bytes, name: str) -> None:
         self._name = name
         try:
-            self._container = av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source))
+            self._container = av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source), mode="r")
             self._stream = self._container.streams.video[0]
         except (av.FFmpegError, OSError, IndexError, ValueError) as error:
             raise _broken(name, error) from error
@@ -308,7 +309,7 @@ def _add_stream(container, shape: tuple[int, ...], fps: float, options: dict[str
     stream.codec_context.gop_size = gop
     stream.codec_context.max_b_frames = 0
     stream.codec_context.thread_count = 1
-    stream.codec_context.flags |= av.codec.context.Flags.bitexact.value
+    stream.codec_context.flags |= Flags.bitexact.value
     return stream
 
 
