@@ -27,8 +27,8 @@ class LossConfig:
     """`prediction`: the squared error of what the network puts out, uniform in t; `velocity`: of the velocity that
     follows from it, which for a sample prediction weighs each clock by 1 / t^2."""
     motion_weight: float = 0.0
-    """Extra weight of video elements that change against the last context frame, in proportion to how much of their
-    neighbourhood moves (0: all alike). Most pixels of a robot's video stand still and drown the few that answer to actions."""
+    """Extra weight of video elements that change against the last context frame (0: all alike). Most pixels of a robot's
+    video stand still and drown the few that answer to actions."""
     motion_threshold: float = 0.1
     """Change of a latent, in units of the codec's normalised latents, from which it counts as moving."""
 
@@ -127,10 +127,8 @@ def loss_terms(
     video_sum = video_count = action_sum = action_count = zero
     if prediction.video is not None and sample.video_mask is not None and sample.clean.video is not None:
         error = _squared_error(config, prediction.video, sample, "video", kinds[0])
-        weight = rearrange(sample.video_mask, "b v t -> b v 1 t 1 1") * motion_weights(
-            config, sample.clean.video, num_context
-        )
-        video_sum, video_count = (error * weight).flatten(1).sum(1), weight.expand_as(error).flatten(1).sum(1)
+        weight = video_weights(config, sample, num_context)
+        video_sum, video_count = (error * weight).flatten(1).sum(1), weight.flatten(1).sum(1)
     if prediction.actions is not None and sample.action_mask is not None:
         error = _squared_error(config, prediction.actions, sample, "actions", kinds[1])
         weight = sample.action_mask.to(error)
@@ -138,16 +136,20 @@ def loss_terms(
     return LossTerms(video_sum=video_sum, video_count=video_count, action_sum=action_sum, action_count=action_count)
 
 
-def motion_weights(config: LossConfig, video: Float[Tensor, "b v c t h w"], num_context: int) -> Tensor:
-    """Return `1 + motion_weight * share of moving channels` for each latent site, `b v 1 t h w`.
+def video_weights(config: LossConfig, sample: NoisySample, num_context: int) -> Float[Tensor, "b v c t h w"]:
+    """Return the weight of each video element: 0 where it carries no loss, else 1, or 1 + `motion_weight` if it moves.
 
-    The channels of a pixel-codec site are the pixels of its patch, so the share is that of moving pixels.
+    Raises:
+        ValueError: The sample has no video.
     """
+    video, mask = sample.clean.video, sample.video_mask
+    if video is None or mask is None:
+        raise ValueError("a sample without video has no video weights")
+    weight = rearrange(mask, "b v t -> b v 1 t 1 1").to(video.dtype).expand_as(video)
     if config.motion_weight == 0 or num_context == 0:
-        return torch.ones_like(video[:, :, :1])
+        return weight
     change = (video - video[:, :, :, num_context - 1 : num_context]).abs()
-    share = (change > config.motion_threshold).to(video.dtype).mean(dim=2, keepdim=True)
-    return 1.0 + config.motion_weight * share
+    return weight * (1.0 + config.motion_weight * (change > config.motion_threshold))
 
 
 def _squared_error(config: LossConfig, output: Tensor, sample: NoisySample, part: str, kind: PredictionType) -> Tensor:

@@ -32,6 +32,18 @@ class ConditionEmbedder(nn.Module):
         return time, modulation, self.text_embedder(text)
 
 
+def octave_features(x: Float[Tensor, "b m i"], octaves: int) -> Float[Tensor, "b m j"]:
+    """Put `sin` and `cos` of `2^k pi x`, k < `octaves`, beside each value, value by value (Tancik et al. 2020).
+
+    A network learns a sharp function of a raw coordinate slowly ("spectral bias"): to draw a gripper where an action
+    says it goes, it needs the coordinate at several scales.
+    """
+    if octaves == 0:
+        return x
+    waves = x[..., None] * (torch.pi * 2.0 ** torch.arange(octaves, device=x.device, dtype=x.dtype))
+    return torch.cat([x[..., None], waves.sin(), waves.cos()], dim=-1).flatten(-2)
+
+
 class EmbodimentLinear(nn.Module):
     """A linear map of its own for each embodiment, stored as one table so that any mix of them fits in a batch.
 

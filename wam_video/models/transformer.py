@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from wam_video.errors import ConfigError, one_of
 from wam_video.flow.path import PredictionType
 from wam_video.models.blocks import WAMBlock, gather_slots
-from wam_video.models.layers import ConditionEmbedder, EmbodimentLinear
+from wam_video.models.layers import ConditionEmbedder, EmbodimentLinear, octave_features
 from wam_video.models.rope import rotary_angles, sinusoids
 from wam_video.models.tokens import TokenLayout
 from wam_video.tensors import Prediction
@@ -45,6 +45,7 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
         ffn_dim: Hidden width of the feed-forward layers.
         freq_dim: Sinusoids of the time embedding.
         text_dim: Channels of the text embeddings.
+        input_octaves: Octaves of sinusoids beside each action and state value (`layers.octave_features`); 0: none.
         num_registers: Learned tokens without content (Darcet et al. 2023).
         cross_attn_norm: LayerNorm before cross-attention.
         rope_theta: Base of the rotary angles.
@@ -78,6 +79,7 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
         ffn_dim: int = 512,
         freq_dim: int = 256,
         text_dim: int = 64,
+        input_octaves: int = 0,
         num_registers: int = 4,
         cross_attn_norm: bool = True,
         rope_theta: float = 10000.0,
@@ -93,11 +95,12 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
         dim = num_attention_heads * attention_head_dim
         action_dims = [max(e["action_dim"], 1) for e in embodiments]
         state_dims = [max(e["state_dim"], 1) for e in embodiments]
+        features = 1 + 2 * input_octaves
         widths = [dim] * len(embodiments)
         self.patch_embedding = nn.Conv3d(in_channels, dim, tuple(patch_size), tuple(patch_size))
         self.condition_embedder = ConditionEmbedder(dim, freq_dim, text_dim)
-        self.action_embedder = EmbodimentLinear(action_dims, widths)
-        self.state_embedder = EmbodimentLinear(state_dims, widths)
+        self.action_embedder = EmbodimentLinear([features * n for n in action_dims], widths)
+        self.state_embedder = EmbodimentLinear([features * n for n in state_dims], widths)
         self.no_state = nn.Parameter(torch.zeros(dim))
         self.view_embedding = nn.Parameter(torch.zeros(num_views, dim))
         self.registers = nn.Parameter(torch.randn(num_registers, dim) / dim**0.5)
@@ -197,11 +200,12 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
         if state is None or state_mask is None:
             state_token = self.no_state.to(x).expand(batch, 1, -1)
         else:
-            token = self.state_embedder(state[:, None].to(x), embodiment)
+            token = self.state_embedder(octave_features(state[:, None].to(x), self.config.input_octaves), embodiment)
             state_token = torch.where(state_mask.any(-1)[:, None, None], token, self.no_state.to(x))
         parts = [x, state_token]
         if actions is not None:
-            parts.append(self.action_embedder(actions.to(x), embodiment))
+            features = octave_features(actions.to(x), self.config.input_octaves)
+            parts.append(self.action_embedder(features, embodiment))
         return torch.cat([*parts, self.registers.to(x).expand(batch, -1, -1)], dim=1)
 
     def _read_out(

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wam_video.flow.density import NUM_UNIFORMS, DensityConfig, draw_clocks
-from wam_video.flow.loss import LossConfig, NoisySample, add_noise, motion_weights
+from wam_video.flow.loss import LossConfig, NoisySample, add_noise, video_weights
 from wam_video.flow.solvers import State
 from wam_video.models.text import encode_text
 from wam_video.models.video_codec import Codec, encode, latent_mask, latent_times, num_latents
@@ -227,9 +227,7 @@ def target_counts(
     clock = noisy.clocks.actions if noisy.clocks.actions is not None else noisy.clocks.video
     video = actions = torch.zeros(len(clock), device=clock.device)
     if noisy.video_mask is not None:
-        weight = motion_weights(config, noisy.clean.video, num_context)
-        weight = noisy.video_mask[:, :, None, :, None, None] * weight
-        video = weight.flatten(1).sum(dim=1) * noisy.clean.video.shape[2]
+        video = video_weights(config, noisy, num_context).flatten(1).sum(dim=1)
     if noisy.action_mask is not None:
         actions = noisy.action_mask.flatten(1).sum(dim=1).float()
     return video, actions

@@ -2,7 +2,7 @@
 
 import torch
 
-from wam_video.flow.loss import LossConfig, NoisySample, add_noise, loss_terms, motion_weights
+from wam_video.flow.loss import LossConfig, NoisySample, add_noise, loss_terms, video_weights
 from wam_video.flow.solvers import State
 from wam_video.tensors import Prediction
 
@@ -68,8 +68,12 @@ def test_velocity_space_weighs_a_sample_error_by_one_over_t_squared() -> None:
     torch.testing.assert_close(result.action_sum / result.action_count, torch.full((B,), 4.0), atol=1e-3, rtol=1e-4)
 
 
-def test_moving_sites_weigh_more_and_still_ones_stay_at_one() -> None:
-    video = torch.zeros(1, 1, 4, 3, 1, 2)
-    video[..., 2, 0, 1] = torch.tensor([1.0, 1.0, 0.0, 0.0])  # half of the channels of one site change
-    weights = motion_weights(LossConfig(motion_weight=6.0), video, num_context=2)
-    assert weights[0, 0, 0, 2, 0].tolist() == [1.0, 4.0] and weights[..., :2, :, :].eq(1).all()
+def test_moving_elements_weigh_more_and_masked_ones_nothing() -> None:
+    s = sample()
+    s.clean.video[:] = 0
+    s.clean.video[..., 3, 0, 1] = torch.tensor(
+        [1.0, 0.0, 0.05]
+    )  # one of three channels changes by more than the threshold
+    weights = video_weights(LossConfig(motion_weight=6.0), s, num_context=2)
+    assert weights[0, 0, :, 3, 0, 1].tolist() == [7.0, 1.0, 1.0]
+    assert weights[..., 2, :, :].eq(1).all() and weights[..., :2, :, :].eq(0).all()

@@ -63,6 +63,17 @@ def test_padded_dimensions_and_missing_state_are_never_read() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("octaves", [0, 3])
+def test_octaves_keep_padded_dimensions_out(octaves: int) -> None:
+    model, spoiled = build(input_octaves=octaves), inputs()["actions"].clone()
+    spoiled[0, :, 3:] = 1e3
+    a, b = model(**inputs()), model(**inputs(actions=spoiled))
+    assert torch.equal(a.video, b.video) and torch.equal(a.actions, b.actions)
+    moved = inputs()["actions"] + 0.25
+    assert not torch.equal(model(**inputs(actions=moved)).video, a.video)
+
+
+@torch.no_grad()
 def test_every_input_that_counts_moves_both_outputs() -> None:
     model, base = build(), build()(**inputs())
     g = torch.Generator().manual_seed(2)
