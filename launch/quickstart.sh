@@ -6,27 +6,26 @@ cd "$(dirname "$0")/.."
 bash launch/install.sh train,data,sim
 export PATH="$PWD/.venv/bin:$PATH" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false SDL_VIDEODRIVER=dummy
 out=runs/quickstart
-steps=${STEPS:-400}
 say() { printf '\n== %s\n' "$*"; }
 
-say "1/5 data: a scripted pusher of varied skill in the PushT simulator, written as shards"
-[ -f "$out/shards/manifest.json" ] || wam-video data convert "pusht:episodes=${EPISODES:-60}" --format pusht --output "$out/shards"
-wam-video data inspect "$out/shards" --output "$out/data"
+say "1/4 data: a scripted pusher of varied skill in the PushT simulator, written as shards"
+[ -f "$out/shards/manifest.json" ] ||
+  wam-video data convert "pusht:episodes=${EPISODES:-120},image_size=64" --name pusht --size 64x64 --output "$out/shards"
+wam-video data inspect "$out/shards" --output "$out/data.html"
 
-say "2/5 train half of $steps steps, stop, and go on with the same command"
-run=(configs/recipe/quickstart.yaml "data.datasets.pusht.path=$out/shards" "output=$out/train" "max_steps=$steps")
-wam-video train "${run[@]}" "stop_after=$((steps / 2))"
+say "2/4 train, stop after a minute, and go on where it stopped with the same command"
+run=(configs/model/tiny.yaml configs/data/pusht.yaml configs/train/pusht_tiny.yaml
+  "data.datasets.pusht.path=$out/shards" "output_dir=$out/train" "steps=${STEPS:-400}")
+wam-video train "${run[@]}" max_minutes=1
 wam-video train "${run[@]}"
 
-say "3/5 every mode, from the committed checkpoint, on an episode that it has not seen"
+say "3/4 every mode, from the committed checkpoint, on an episode that it has not seen"
 for mode in policy forward inverse video joint; do
-  wam-video generate --model model_cards/wam-tiny-pusht --mode "$mode" --input "$out/shards" --episode 0 --seed 0 --output "$out/generate/$mode"
+  wam-video generate --model model_cards/wam-tiny-pusht --mode "$mode" --input "$out/shards" --output "$out/generate/$mode" --overwrite
 done
 
-say "4/5 measure the short run just made"
-wam-video evaluate --model "$out/train/export" --data "$out/shards" --output "$out/evaluate/short_run"
-
-say "5/5 measure the committed checkpoint, beside the short run"
-wam-video evaluate --model model_cards/wam-tiny-pusht --data "$out/shards" --output "$out/evaluate/wam-tiny-pusht"
-cp "$out/evaluate/wam-tiny-pusht/report.html" "$out/report.html"
+say "4/4 both models, every mode, beside its controls"
+wam-video evaluate --model "short-run=$out/train/model" --model wam-tiny-pusht=model_cards/wam-tiny-pusht \
+  --data "$out/shards" --output "$out/evaluate"
+cp "$out/evaluate/report.html" "$out/report.html"
 printf '\nOpen %s/report.html in a browser.\n' "$PWD/$out"

@@ -27,8 +27,8 @@ COMMANDS = {
 _EXAMPLE = """\
 example:
   wam-video data convert my_lerobot_dataset --output shards/mine
-  wam-video train configs/recipe/uwm.yaml output=runs/mine
-  wam-video generate --model runs/mine/export --mode policy --input shards/mine --output out
+  wam-video train configs/model/tiny.yaml my_data.yaml output_dir=runs/mine
+  wam-video generate --model runs/mine/model --mode policy --input shards/mine --output out
 
 `wam-video COMMAND --help` says more; `python -m wam_video.cli.COMMAND` is the same command."""
 
