@@ -10,11 +10,14 @@ from its time to the next action's. Flow time is called `t` and lies in [0, 1]: 
 
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
+
+PredictionType = Literal["velocity", "sample"]
+"""What a network puts out for a modality: the velocity of the path, or the clean sample (x-prediction); see `flow.path`."""
 
 
 class Mode(StrEnum):

@@ -12,9 +12,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from wam_video.errors import ConfigError, one_of
-from wam_video.flow.path import PredictionType, expand_clock, interpolate, to_velocity, velocity
+from wam_video.flow.path import expand_clock, interpolate, to_velocity, velocity
 from wam_video.flow.solvers import ACTION_AXIS, LATENT_FRAME_AXIS, Clocks, State
-from wam_video.tensors import Prediction
+from wam_video.tensors import Prediction, PredictionType
 
 
 @dataclass(frozen=True, kw_only=True)

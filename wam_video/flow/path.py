@@ -5,14 +5,11 @@ velocity `v = dx_t/dt = eps - x` (Liu et al. 2022, "Flow Straight and Fast", eq.
 eq. 22 with sigma_min = 0). Every other file converts through these functions.
 """
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-PredictionType = Literal["velocity", "sample"]
-"""What a network puts out for a modality: the velocity, or the clean sample (x-prediction)."""
+from wam_video.tensors import PredictionType
 
 MIN_T = 1e-3
 """Smallest t that a sample prediction is divided by; below it x_t is the data for every practical purpose."""

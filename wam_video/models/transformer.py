@@ -19,12 +19,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from wam_video.errors import ConfigError, one_of
-from wam_video.flow.path import PredictionType
 from wam_video.models.blocks import WAMBlock, gather_slots
 from wam_video.models.layers import ConditionEmbedder, EmbodimentLinear, octave_features
 from wam_video.models.rope import rotary_angles, sinusoids
 from wam_video.models.tokens import TokenLayout
-from wam_video.tensors import Prediction
+from wam_video.tensors import Prediction, PredictionType
 
 NO_BODY: tuple[dict[str, Any], ...] = ({"name": "none", "action_dim": 0, "state_dim": 0},)
 """The embodiments of a network that has only video."""

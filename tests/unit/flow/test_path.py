@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from wam_video.flow import path
+from wam_video.tensors import PredictionType
 
 
 def test_t_1_is_noise_and_t_0_is_data() -> None:
@@ -21,7 +22,7 @@ def test_velocity_is_the_derivative_of_the_path() -> None:
 
 @pytest.mark.parametrize("t", [0.01, 0.4, 1.0])
 @pytest.mark.parametrize("kind", ["velocity", "sample"])
-def test_predictions_convert_to_velocity_and_sample_of_the_truth(t: float, kind: path.PredictionType) -> None:
+def test_predictions_convert_to_velocity_and_sample_of_the_truth(t: float, kind: PredictionType) -> None:
     x, noise, time = torch.randn(4, dtype=torch.float64), torch.randn(4, dtype=torch.float64), torch.tensor(t)
     x_t = path.interpolate(x, noise, time)
     truth = {"velocity": path.velocity(x, noise), "sample": x}[kind]
