@@ -233,6 +233,10 @@ def _per_sample(what: str, values: str | Sequence[str], batch: int) -> tuple[str
 
 def _check_action_role(request: Request, specs: list[EmbodimentSpec], horizons: list[int]) -> None:
     mode, role = request.mode.value, request.spec.actions
+    if role is not Role.UNKNOWN:
+        for spec, count in zip(specs, horizons, strict=True):
+            if spec.action_dim == 0 or count == 0:
+                raise ConfigError(f"embodiment {spec.name!r} has no actions; allowed for it: mode 'video'")
     if role is Role.GIVEN and request.actions is None:
         raise ConfigError(
             f"actions are missing; mode {mode!r} needs {max(horizons)} of them: give actions, or use mode 'video'"
@@ -242,10 +246,6 @@ def _check_action_role(request: Request, specs: list[EmbodimentSpec], horizons: 
         raise ConfigError(f"actions are given, but mode {mode!r} {use}; leave them out or use mode 'forward'")
     if role is not Role.GENERATE and request.action_prefix is not None:
         raise ConfigError(f"action_prefix is given, but mode {mode!r} generates no actions; leave it out")
-    if role is not Role.UNKNOWN:
-        for spec, count in zip(specs, horizons, strict=True):
-            if spec.action_dim == 0 or count == 0:
-                raise ConfigError(f"embodiment {spec.name!r} has no actions; allowed for it: mode 'video'")
 
 
 def _actions(

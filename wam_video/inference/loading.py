@@ -108,6 +108,15 @@ def tensor_names(folder: Path) -> set[str]:
     return names
 
 
+def culprit(folder: Path, message: str) -> Path:
+    """Return the component's folder that an error while loading is about, by the tensor it names; else the whole folder."""
+    words = set(re.findall(r"[\w.]+\.[\w.]+", message))
+    for component in WITH_WEIGHTS:
+        if (folder / component).is_dir() and words & tensor_names(folder / component):
+            return folder / component
+    return folder
+
+
 def check_weights(folder: Path, component: str, module: nn.Module) -> None:
     """Check that the files hold every tensor of a module: diffusers only warns, and goes on with random numbers.
 

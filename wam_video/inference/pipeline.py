@@ -111,7 +111,8 @@ class WAMPipeline(DiffusionPipeline):
         except WamError as error:  # a setting that no part of ours would have saved
             raise CheckpointError(f"checkpoint {folder} was altered: {error}") from error
         except Exception as error:  # whatever diffusers and transformers raise at a broken file
-            raise CheckpointError(f"checkpoint {folder} can't be loaded: {loading.first_line(error)}") from error
+            where = loading.culprit(folder, str(error))
+            raise CheckpointError(f"checkpoint {where} can't be loaded: {loading.first_line(error)}") from error
         for name in set(loading.WITH_WEIGHTS) - passed:
             if (module := getattr(pipeline, name)) is not None:
                 loading.check_weights(folder, name, module)
