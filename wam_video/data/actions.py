@@ -1,12 +1,14 @@
 """Action chunks: cut from a clip, padded with zeros, with a mask of what is real."""
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 _ROUNDING = 1e-6
 
 
-def action_at(frame: int | np.ndarray, fps: float, action_rate: float) -> tuple[np.ndarray, np.ndarray]:
+def action_at(
+    frame: int | Int[np.ndarray, " n"], fps: float, action_rate: float
+) -> tuple[Int[np.ndarray, "..."], Float[np.ndarray, "..."]]:
     """Return the action that starts nearest to each stored frame, and how far off it is in action periods (0 to 0.5).
 
     Both clocks start at 0 with the clip. Ties go to the earlier action.

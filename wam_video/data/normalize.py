@@ -45,13 +45,14 @@ def compute_stats(
         for name in manifest.embodiments if embodiments is None else embodiments:
             rows.setdefault(name, {})
         for shard, sample in manifest.split(split):
-            if sample.embodiment in rows:
-                at = f"shard {str(Path(folder) / shard.name)!r}, sample {sample.key!r}"
-                members = read_sample(folder, shard, sample)
-                arrays = sample_arrays(members, sample_info(members, at), at)
-                for name in ("actions", "state"):
-                    if (array := arrays[name]) is not None and len(array):
-                        rows[sample.embodiment].setdefault(name, []).append(array)
+            if sample.embodiment not in rows:
+                continue
+            at = f"shard {str(Path(folder) / shard.name)!r}, sample {sample.key!r}"
+            members = read_sample(folder, shard, sample)
+            arrays = sample_arrays(members, sample_info(members, at), at)
+            for name in ("actions", "state"):
+                if (array := arrays[name]) is not None and len(array):
+                    rows[sample.embodiment].setdefault(name, []).append(array)
     return {
         embodiment: {name: _describe(np.concatenate(arrays)) for name, arrays in sorted(by_name.items())}
         for embodiment, by_name in sorted(rows.items())

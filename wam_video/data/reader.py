@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 
 from wam_video.data.manifest import SampleEntry, ShardEntry
 from wam_video.data.schema import MEMBER_SUFFIXES, SCHEMA_VERSION
@@ -123,7 +123,7 @@ def allowed_suffix(suffix: str) -> bool:
     return suffix in MEMBER_SUFFIXES and suffix not in ("mp4", "latents")
 
 
-def load_npy(data: bytes, what: str) -> np.ndarray:
+def load_npy(data: bytes, what: str) -> Shaped[np.ndarray, "..."]:
     """Decode a numeric array, never an object.
 
     Raises:

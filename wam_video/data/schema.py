@@ -65,7 +65,9 @@ class EmbodimentSpec:
             ("state_names", self.state_names, self.state_dim),
         ):
             if names and len(names) != dim:
-                raise DataError(f"embodiment {self.name!r}: {what} has {len(names)} entries for {dim} dimensions; give one each")
+                raise DataError(
+                    f"embodiment {self.name!r}: {what} has {len(names)} entries for {dim} dimensions; give one each"
+                )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "EmbodimentSpec":

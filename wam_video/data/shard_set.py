@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int
 
 from wam_video.data.manifest import SampleEntry, load_manifest, verify_manifest
 from wam_video.data.reader import Clip, load_clip
@@ -96,7 +97,7 @@ class ShardSet:
         """A number that differs between datasets of one run, for their orders."""
         return int.from_bytes(hashlib.sha256(f"{self.name}/{self.split}".encode()).digest()[:4], "big")
 
-    def anchors(self, clip: int) -> np.ndarray:
+    def anchors(self, clip: int) -> Int[np.ndarray, " n"]:
         """Return the stored frames of a clip at which its windows have their time 0."""
         _, sample = self._samples[clip]
         num_actions = 0 if self._hidden[clip] else sample.num_actions

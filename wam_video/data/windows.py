@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from wam_video.data.actions import action_at, cut_chunk
 from wam_video.data.reader import Clip
@@ -104,7 +104,7 @@ class Window:
     state: Float[np.ndarray, " ds"] | None
 
 
-def anchors(num_frames: int, num_actions: int, spec: EmbodimentSpec, config: WindowConfig) -> np.ndarray:
+def anchors(num_frames: int, num_actions: int, spec: EmbodimentSpec, config: WindowConfig) -> Int[np.ndarray, " n"]:
     """Return the frames of a clip at which a window may have its time 0.
 
     Those at which an action starts and belongs to the clip; without actions, those with a future frame in the clip.

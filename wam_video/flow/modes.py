@@ -38,10 +38,12 @@ class ModeSpec:
 
     @property
     def gives_video(self) -> bool:
+        """Whether the mode generates video."""
         return self.video is Role.GENERATE
 
     @property
     def gives_actions(self) -> bool:
+        """Whether the mode generates actions."""
         return self.actions is Role.GENERATE
 
 

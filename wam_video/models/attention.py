@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import torch
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from wam_video.models.rope import Rotary, apply_rotary
@@ -23,7 +22,7 @@ class WAMAttnProcessor:
         x: Float[Tensor, "b n d"],
         context: Float[Tensor, "b s d"] | None = None,
         rotary: Rotary | None = None,
-        mask: Tensor | None = None,
+        mask: Bool[Tensor, "..."] | None = None,
     ) -> Float[Tensor, "b n d"]:
         source = x if context is None else context
         query = attn.norm_q(attn.to_q(x)).unflatten(-1, (attn.heads, -1))
@@ -66,7 +65,7 @@ class WAMAttention(nn.Module, AttentionModuleMixin):
         x: Float[Tensor, "b n d"],
         context: Float[Tensor, "b s d"] | None = None,
         rotary: Rotary | None = None,
-        mask: torch.Tensor | None = None,
+        mask: Bool[Tensor, "..."] | None = None,
     ) -> Float[Tensor, "b n d"]:
         """Attend from `x` to itself, or to `context` if given."""
         return self.processor(self, x, context, rotary, mask)

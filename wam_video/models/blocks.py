@@ -3,7 +3,7 @@
 import torch
 from diffusers.models.attention import FeedForward
 from diffusers.models.normalization import FP32LayerNorm
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from wam_video.models.attention import WAMAttention
@@ -42,7 +42,7 @@ class WAMBlock(nn.Module):
         modulation: Float[Tensor, "b m 6 d"],
         slots: Int[Tensor, " n"],
         rotary: Rotary,
-        mask: Tensor | None = None,
+        mask: Bool[Tensor, "..."] | None = None,
     ) -> Float[Tensor, "b n d"]:
         """Return the tokens after one block; `mask` is that of self-attention (None: every token sees every token)."""
         table = (self.scale_shift_table[:, None] + modulation.float()).type_as(x)

@@ -27,23 +27,28 @@ class TokenLayout:
 
     @property
     def per_frame(self) -> int:
+        """Tokens of a latent frame over all views."""
         return self.views * self.height * self.width
 
     @property
     def num_video(self) -> int:
+        """Video tokens."""
         return self.frames * self.per_frame
 
     @property
     def num_tokens(self) -> int:
+        """Length of the sequence."""
         return self.num_video + self.state + self.actions + self.registers
 
     @property
     def action_slice(self) -> slice:
+        """Where the actions are in the sequence."""
         start = self.num_video + self.state
         return slice(start, start + self.actions)
 
     @property
     def num_slots(self) -> int:
+        """Clock slots."""
         return self.frames + self.actions + 1
 
     @cached_property

@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKLWan, ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from wam_video.errors import ConfigError
@@ -33,6 +33,7 @@ class PixelCodec(ModelMixin, ConfigMixin):
 
     @property
     def latent_channels(self) -> int:
+        """Channels of a latent: three colours of each pixel of a patch."""
         return 3 * self.config.patch_size**2
 
     def encode(self, video: Float[Tensor, "b 3 f h w"]) -> Float[Tensor, "b c f h2 w2"]:
@@ -86,7 +87,7 @@ def latent_times(codec: Codec, frame_times: Float[Tensor, "b f"]) -> Float[Tenso
     return frame_times[:, :: temporal_factor(codec)]
 
 
-def latent_mask(codec: Codec, frame_mask: Tensor) -> Tensor:
+def latent_mask(codec: Codec, frame_mask: Bool[Tensor, "b v f"]) -> Bool[Tensor, "b v t"]:
     """Return which latent frames are real (`b v t` of `b v f`): those of which every frame is."""
     factor = temporal_factor(codec)
     rest = rearrange(frame_mask[..., 1:], "b v (t factor) -> b v t factor", factor=factor).all(-1)
