@@ -14,8 +14,8 @@ say "1/4 data: a scripted pusher of varied skill in the PushT simulator, written
 wam-video data inspect "$out/shards" --output "$out/data.html"
 
 say "2/4 train, stop after a minute, and go on where it stopped with the same command"
-run=(configs/model/tiny.yaml configs/data/pusht.yaml configs/train/pusht_tiny.yaml
-  "data.datasets.pusht.path=$out/shards" "output_dir=$out/train" "steps=${STEPS:-400}")
+run=(configs/model/tiny.yaml configs/data/pusht.yaml configs/train/quickstart.yaml
+  "data.datasets.pusht.path=$out/shards" "output_dir=$out/train" "steps=${STEPS:-500}")
 wam-video train "${run[@]}" max_minutes=1
 wam-video train "${run[@]}"
 
