@@ -19,6 +19,7 @@ from wam_video.data.processor import WAMProcessor
 from wam_video.data.schema import EmbodimentSpec, Episode
 from wam_video.data.video import ArrayView
 from wam_video.data.writer import ShardWriter, WriterConfig
+from wam_video.flow.path import PredictionType
 from wam_video.flow.scheduler import WAMScheduler
 from wam_video.inference.pipeline import WAMPipeline
 from wam_video.models.text import build_byte_t5
@@ -49,13 +50,14 @@ class TinyConfig:
     action_free: bool = False
     """Add a third body without actions or state."""
     num_layers: int = 2
-    video_prediction: str = "velocity"
-    action_prediction: str = "velocity"
+    video_prediction: PredictionType = "velocity"
+    action_prediction: PredictionType = "velocity"
     residual_video: bool = False
     seed: int = 0
 
     @property
     def window(self) -> dict[str, Any]:
+        """The fields of `WindowConfig`."""
         wan = self.codec == "wan"
         return {
             "num_context_frames": self.num_context_frames or (5 if wan else 2),
@@ -70,6 +72,7 @@ class TinyConfig:
 
     @property
     def bodies(self) -> tuple[tuple[str, int, int], ...]:
+        """Name, action width and state width of each body."""
         return (*BODIES, ACTION_FREE) if self.action_free else BODIES
 
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from diffusers import SchedulerMixin
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin, register_to_config  # pyright: ignore[reportUnknownVariableType]
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from wam_video.errors import ConfigError, one_of
 from wam_video.flow.modes import POLICY_PATHS, PathConfig
@@ -55,10 +55,12 @@ class WAMScheduler(SchedulerMixin, ConfigMixin):
     def path(self, num_inference_steps: int | None = None) -> PathConfig:
         """Return how a path is cut, with the checkpoint's number of steps or the given one."""
         return PathConfig(
-            num_inference_steps=self.config.num_inference_steps if num_inference_steps is None else num_inference_steps,
-            shift_video=self.config.shift_video,
-            shift_action=self.config.shift_action,
-            action_lead=self.config.action_lead,
+            num_inference_steps=self.config["num_inference_steps"]
+            if num_inference_steps is None
+            else num_inference_steps,
+            shift_video=self.config["shift_video"],
+            shift_action=self.config["shift_action"],
+            action_lead=self.config["action_lead"],
         )
 
 

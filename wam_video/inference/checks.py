@@ -23,18 +23,18 @@ def check_components(
     """
     _check_embodiments(transformer, processor)
     config, channels = transformer.config, video_codec.latent_channels(codec)
-    if channels != config.in_channels:
+    if channels != config["in_channels"]:
         raise CheckpointError(
-            f"vae has {channels} latent channels, transformer reads {config.in_channels}; they are of two models"
+            f"vae has {channels} latent channels, transformer reads {config['in_channels']}; they are of two models"
         )
-    if processor.num_views > config.num_views:
+    if processor.num_views > config["num_views"]:
         raise CheckpointError(
-            f"processor has {processor.num_views} views, transformer at most {config.num_views}; they are of two models"
+            f"processor has {processor.num_views} views, transformer at most {config['num_views']}; they are of two models"
         )
-    width = getattr(getattr(text_encoder, "config", None), "d_model", config.text_dim)
-    if width != config.text_dim:
+    width = getattr(getattr(text_encoder, "config", None), "d_model", config["text_dim"])
+    if width != config["text_dim"]:
         raise CheckpointError(
-            f"text_encoder is {width} wide, transformer reads {config.text_dim}; they are of two models"
+            f"text_encoder is {width} wide, transformer reads {config['text_dim']}; they are of two models"
         )
     window, side = processor.window, video_codec.spatial_factor(codec)
     try:
@@ -42,7 +42,7 @@ def check_components(
         total = video_codec.num_latents(codec, window.num_context_frames + window.num_future_frames)
     except ConfigError as error:
         raise CheckpointError(f"the processor's window does not fit the vae: {error}") from error
-    frames, rows, columns = config.patch_size
+    frames, rows, columns = config["patch_size"]
     for what, length, step in (
         ("context latents", context, frames),
         ("latents", total, frames),
@@ -57,8 +57,8 @@ def check_components(
 
 def _check_embodiments(transformer: WAMTransformer, processor: WAMProcessor) -> None:
     keys = ("name", "action_dim", "state_dim")
-    network = [tuple(body[key] for key in keys) for body in transformer.config.embodiments]
-    known = [tuple(body[key] for key in keys) for body in processor.config.embodiments]
+    network = [tuple(body[key] for key in keys) for body in transformer.config["embodiments"]]
+    known = [tuple(body[key] for key in keys) for body in processor.config["embodiments"]]
     for i, (ours, theirs) in enumerate(zip(network, known, strict=False)):
         if ours != theirs:
             raise CheckpointError(

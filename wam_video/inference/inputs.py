@@ -64,6 +64,7 @@ class Conditions:
 
     @property
     def num_future_frames(self) -> int:
+        """Frames of the window after time 0."""
         return self.frame_times.shape[1] - self.num_context_frames
 
 
@@ -211,10 +212,10 @@ def _view_mask(specs: list[EmbodimentSpec], views: int, window: WindowConfig) ->
 
 def _embodiments(given: str | Sequence[str] | None, batch: int, processor: WAMProcessor) -> tuple[str, ...]:
     if given is None:
-        names = [spec["name"] for spec in processor.config.embodiments]
+        names = [spec["name"] for spec in processor.config["embodiments"]]
         if len(names) > 1:
             raise ConfigError(f"embodiment is missing; this model knows: {', '.join(names)}")
-        given = names[0]
+        return (names[0],) * batch
     names = _per_sample("embodiment", given, batch)
     for name in names:
         processor.index(name)

@@ -45,8 +45,8 @@ def fit(output: WAMOutput, steps: int, width: int) -> WAMOutput:
     actions = output.actions
     if actions is None or actions.shape[1:] == (steps, width):
         return output
-    shape = (actions.shape[0], steps, width)
-    fitted = np.zeros(shape, actions.dtype) if isinstance(actions, np.ndarray) else actions.new_zeros(shape)
-    kept = (slice(None), slice(min(steps, actions.shape[1])), slice(min(width, actions.shape[2])))
-    fitted[kept] = actions[kept]
-    return WAMOutput(actions=fitted, video=output.video)
+    as_array = isinstance(actions, np.ndarray)
+    tensor = torch.from_numpy(actions) if as_array else actions
+    more = (0, width - tensor.shape[2], 0, steps - tensor.shape[1])  # negative: cut
+    fitted = torch.nn.functional.pad(tensor, more)
+    return WAMOutput(actions=fitted.numpy() if as_array else fitted, video=output.video)

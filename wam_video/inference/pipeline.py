@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from os import PathLike
+from os import PathLike, fspath
 from typing import Any, Literal, Self
 
 import torch
@@ -101,7 +101,7 @@ class WAMPipeline(DiffusionPipeline):
             CheckpointError: A file is missing or altered, or the parts do not fit each other.
         """
         hub = {name: kwargs.pop(name) for name in _HUB_OPTIONS if name in kwargs}
-        folder = loading.resolve(pretrained_model_name_or_path, **hub)
+        folder = loading.resolve(fspath(pretrained_model_name_or_path), **hub)
         passed = frozenset(kwargs) & frozenset(loading.CONFIG_FILES)
         loading.check_folder(folder, cls.__name__, passed)
         try:
@@ -230,7 +230,7 @@ class WAMPipeline(DiffusionPipeline):
         prepared = prepare(self.vae, self.processor, conditions, spec, generators, self._execution_device)
         field = VelocityField(self.transformer, prepared, text, empty, sampling.guidance)
         grid = path_grid(spec, sampling.path)
-        with self.progress_bar(total=sampling.path.num_inference_steps) as bar:
+        with self.progress_bar(total=sampling.path.num_inference_steps) as bar:  # type: ignore[call-arg] - a static method
 
             def on_step(step: int, state: State) -> None:
                 if options.callback_on_step_end is not None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from einops import rearrange
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from wam_video.data.actions import action_at
 from wam_video.data.encode import encode_episode
@@ -57,8 +57,8 @@ class Recording:
         return self.window.video[:, self.num_context_frames :]
 
     @property
-    def future_mask(self) -> np.ndarray:
-        """Which future frames were recorded, `v f`."""
+    def future_mask(self) -> Bool[np.ndarray, "v f"]:
+        """Which future frames were recorded."""
         return self.window.frame_mask[:, self.num_context_frames :]
 
     def call_arguments(self, mode: Mode) -> dict[str, Any]:
@@ -279,7 +279,7 @@ def compare(recording: Recording, output: WAMOutput, processor: WAMProcessor) ->
     true = recording.actions
     if output.actions is not None and true is not None:
         made = np.asarray(output.actions[0])[: len(true), : true.shape[1]]
-        mean = np.asarray(processor.config.stats[recording.embodiment]["actions"]["mean"], np.float32)
+        mean = np.asarray(processor.config["stats"][recording.embodiment]["actions"]["mean"], np.float32)
         held = recording.previous_action
         errors["actions"] = {
             "steps": len(made),

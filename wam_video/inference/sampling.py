@@ -31,6 +31,7 @@ class SamplingConfig:
 
     @property
     def guided(self) -> bool:
+        """Whether the unconditional pass is needed."""
         return any(scale != 1 for scale in self.guidance)
 
 
