@@ -13,7 +13,7 @@ import pytest
 from wam_video.cli import train as command
 from wam_video.cli.command import run
 from wam_video.data.schema import EmbodimentSpec
-from wam_video.inference import WAMPipeline
+from wam_video.inference.pipeline import WAMPipeline
 from wam_video.testing import fake_shards
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -25,9 +25,9 @@ _LOG = get_logger(__name__)
 
 _EXAMPLE = """\
 examples:
-  wam-video train configs/train/tiny.yaml data.datasets.pusht.path=shards/pusht output_dir=runs/tiny
-  wam-video train configs/train/tiny.yaml optim.lr=1e-3 --dry-run
-  accelerate launch --config_file launch/accelerate/multi_gpu.yaml -m wam_video.cli.train configs/train/tiny.yaml
+  wam-video train configs/model/tiny.yaml configs/data/pusht.yaml configs/train/pusht_tiny.yaml
+  wam-video train configs/model/tiny.yaml configs/data/pusht.yaml optim.lr=1e-3 output_dir=runs/mine --dry-run
+  accelerate launch --config_file launch/accelerate/multi_gpu.yaml -m wam_video.cli.train configs/model/tiny.yaml ...
 
 Files merge left to right, then key=value. The same command again resumes from the newest checkpoint in output_dir."""
 

@@ -1,7 +1,10 @@
 """Batches of windows from a mixture of datasets: any global sample index, in any process, gives the same window."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from multiprocessing import parent_process
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -283,10 +286,22 @@ class _BatchStream(IterableDataset):
         if worker:
             torch.set_num_threads(1)
             self._dataset.share_cache(worker.num_workers)
+            Thread(target=_exit_with_parent, daemon=True).start()
         while True:
             first = self._start + (number * self._world_size + self._rank) * self._batch_size
             yield self._dataset.batch(range(first, first + self._batch_size))
             number += step
+
+
+def _exit_with_parent() -> None:
+    """End this worker when the process that it works for is gone, even killed.
+
+    torch's own watchdog looks at the parent id, which here is the fork server's, and each worker keeps that server alive.
+    """
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def make_loader(
