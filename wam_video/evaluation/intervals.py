@@ -26,6 +26,7 @@ class Estimate:
     num_episodes: int
 
     def to_dict(self) -> dict[str, float | int | None]:
+        """Return the fields, JSON-able."""
         return asdict(self)
 
 

@@ -34,6 +34,7 @@ class Row:
     estimate: Estimate
 
     def to_dict(self) -> dict[str, Any]:
+        """Return one flat, JSON-able row: what was scored, then its estimate."""
         values = asdict(self)
         return values | values.pop("estimate")
 
@@ -64,6 +65,7 @@ class Answer:
     """`yes`; `no`, also where the interval holds 0; `unknown` with fewer than two episodes."""
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the question and its answer, JSON-able."""
         c = self.check
         return {
             "name": c.name, "mode": c.mode.value, "embodiment": self.embodiment, "status": self.status,

@@ -35,12 +35,15 @@ class Unit:
         self._index.update({(r.mode, r.condition, r.metric, r.dimension, r.time_s): r.estimate for r in self.rows})
 
     def get(self, key: Key, metric: str, dimension: str | None = None, time_s: float | None = None) -> Estimate | None:
+        """Return one estimate, or None if it was not scored."""
         return self._index.get((*key, metric, dimension, time_s))
 
     def times(self, key: Key, metric: str) -> list[float]:
+        """Return the seconds at which a metric was scored step by step, rising."""
         return sorted(t for (*k, m, _, t) in self._index if tuple(k) == key and m == metric and t is not None)
 
     def answers_of(self, mode: Mode) -> list[Answer]:
+        """Return the checks of a mode."""
         return [a for a in self.answers if a.check.mode is mode]
 
 
