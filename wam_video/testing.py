@@ -14,11 +14,12 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import nn
 
+from wam_video.data.encode import WriterConfig
 from wam_video.data.normalize import FIELDS, Stats, compute_stats, save_stats, stats_hash
 from wam_video.data.processor import WAMProcessor
 from wam_video.data.schema import EmbodimentSpec, Episode
 from wam_video.data.video import ArrayView
-from wam_video.data.writer import ShardWriter, WriterConfig
+from wam_video.data.writer import ShardWriter
 from wam_video.flow.path import PredictionType
 from wam_video.flow.scheduler import WAMScheduler
 from wam_video.inference.pipeline import WAMPipeline

@@ -9,11 +9,12 @@ import pytest
 
 from wam_video.cli import evaluate as command
 from wam_video.cli.command import run
+from wam_video.data.encode import WriterConfig
 from wam_video.data.normalize import compute_stats, save_stats
 from wam_video.data.processor import WAMProcessor
 from wam_video.data.schema import EmbodimentSpec, Episode
 from wam_video.data.video import ArrayView
-from wam_video.data.writer import ShardWriter, WriterConfig
+from wam_video.data.writer import ShardWriter
 from wam_video.evaluation.windows import open_windows
 from wam_video.testing import tiny_pipeline
 

@@ -82,9 +82,9 @@ def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _convert(arguments: argparse.Namespace) -> int:
     from wam_video import __version__
     from wam_video.data.convert import convert, plan
+    from wam_video.data.encode import WriterConfig
     from wam_video.data.sources import open_source
     from wam_video.data.summary import plan_text, summary_text
-    from wam_video.data.writer import WriterConfig
 
     height, width = _parse_size(arguments.size)
     options = {"views": arguments.views, "embodiment": arguments.embodiment, **_parse_options(arguments.option)}

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
-from wam_video.data.encode import EncodedEpisode, encode_episode
+from wam_video.data.encode import EncodedEpisode, WriterConfig, encode_episode
 from wam_video.data.manifest import MANIFEST_NAME, Manifest, load_manifest
 from wam_video.data.schema import EmbodimentSpec, Episode
 from wam_video.data.sources import SkippedEpisode, Source
-from wam_video.data.writer import ShardWriter, WriterConfig
+from wam_video.data.writer import ShardWriter
 from wam_video.errors import ConfigError, DataError
 from wam_video.log import get_logger, progress
 

@@ -3,21 +3,71 @@
 import io
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from wam_video.data.schema import SCHEMA_VERSION, EmbodimentSpec, Episode, ViewSource, check_name
-from wam_video.data.video import encode_mp4, resize
-from wam_video.errors import DataError
-
-if TYPE_CHECKING:
-    from wam_video.data.writer import WriterConfig
+from wam_video.data.video import FITS, encode_mp4, resize
+from wam_video.errors import ConfigError, DataError, one_of
 
 _MAX_MEMBER_NAME = 100  # of a ustar header
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriterConfig:
+    """What the shards of one dataset look like."""
+
+    dataset: str
+    height: int
+    """Stored pixels, even."""
+    width: int
+    """Stored pixels, even."""
+    fps: float | None = None
+    """Stored frames per second; None keeps each recording's own."""
+    clip_frames: int = 256
+    """Longer episodes are cut into clips of about so many stored frames."""
+    clip_overlap_frames: int = 0
+    """Frames that a clip shares with the one before it."""
+    val_fraction: float = 0.1
+    """Share of the episodes for the split `val`, drawn by a hash of their ids; 0 for none."""
+    shard_bytes: int = 256 << 20
+    """A shard is closed once it is at least this large."""
+    fit: str = "pad"
+    """How another aspect ratio is met: `pad`, `crop` or `stretch`."""
+    crf: int = 18
+    gop: int = 8
+    """Frames between keyframes, at most 8."""
+    licence: str = "unknown"
+    source: str = "unknown"
+    """Where the recordings come from, for people."""
+    converter: str = "unknown"
+    """Which program and version parsed them."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """The converter's own options, for the manifest."""
+
+    def __post_init__(self) -> None:
+        check_name("dataset", self.dataset)
+        if self.fit not in FITS:
+            raise ConfigError(one_of("fit", self.fit, FITS))
+        for what, value, low, high in (
+            ("height", self.height, 2, 8192),
+            ("width", self.width, 2, 8192),
+            ("clip_frames", self.clip_frames, 2, 100_000),
+            ("clip_overlap_frames", self.clip_overlap_frames, 0, self.clip_frames - 1),
+            ("val_fraction", self.val_fraction, 0, 1),
+            ("shard_bytes", self.shard_bytes, 1, 1 << 40),
+            ("crf", self.crf, 0, 51),
+            ("gop", self.gop, 1, 8),
+            ("fps", self.fps if self.fps is not None else 1, 0.01, 1000),
+        ):
+            if not low <= value <= high:
+                raise ConfigError(f"{what} is {value}; allowed: {low} to {high}")
+        if self.height % 2 or self.width % 2:
+            raise ConfigError(f"stored size is {self.height}x{self.width}; H.264 needs an even height and width")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +92,7 @@ class EncodedEpisode:
     notes: tuple[str, ...]
 
 
-def encode_episode(episode: Episode, config: "WriterConfig") -> EncodedEpisode:
+def encode_episode(episode: Episode, config: WriterConfig) -> EncodedEpisode:
     """Cut and encode one recording as the shards store it; touches no file but the recording's own.
 
     Raises:
@@ -137,7 +187,7 @@ def _pick_frames(episode: Episode, fps: float) -> list[tuple[str, np.ndarray, Vi
     return picks
 
 
-def _clip_spans(num_frames: int, fps: float, action_rate: float, config: "WriterConfig") -> list[tuple[int, int]]:
+def _clip_spans(num_frames: int, fps: float, action_rate: float, config: WriterConfig) -> list[tuple[int, int]]:
     """Return the frames [start, stop) of each clip; every start coincides with the start of an action."""
     unit = 1
     if action_rate > 0:
@@ -156,7 +206,7 @@ def _clip_spans(num_frames: int, fps: float, action_rate: float, config: "Writer
 
 
 def _encode_views(
-    picks: list[tuple[str, np.ndarray, ViewSource]], spans: list[tuple[int, int]], fps: float, config: "WriterConfig"
+    picks: list[tuple[str, np.ndarray, ViewSource]], spans: list[tuple[int, int]], fps: float, config: WriterConfig
 ) -> tuple[list[dict[str, bytes]], list[str]]:
     """Encode every view's clips, reading each view once and holding one clip at a time."""
     videos: list[dict[str, bytes]] = [{} for _ in spans]
@@ -174,7 +224,7 @@ def _encode_views(
     return videos, notes
 
 
-def _resized(source: ViewSource, indices: np.ndarray, view: str, config: "WriterConfig") -> Iterator[np.ndarray]:
+def _resized(source: ViewSource, indices: np.ndarray, view: str, config: WriterConfig) -> Iterator[np.ndarray]:
     """Yield the picked frames at the stored size; a frame that is picked twice is resized once."""
     wanted = ((int(index), len(list(same))) for index, same in groupby(indices.tolist()))
     target, repeats = next(wanted)
@@ -203,7 +253,7 @@ def _clip(
     spec: EmbodimentSpec,
     span: tuple[int, tuple[int, int]],
     videos: list[dict[str, bytes]],
-    config: "WriterConfig",
+    config: WriterConfig,
 ) -> EncodedClip:
     number, (start, stop) = span
     members: dict[str, Any] = dict(videos[number])
@@ -246,6 +296,6 @@ def _npy(array: np.ndarray) -> bytes:
     return sink.getvalue()
 
 
-def config_options(config: "WriterConfig") -> dict[str, Any]:
+def config_options(config: WriterConfig) -> dict[str, Any]:
     """Return what the shards' bytes depend on, for the manifest."""
     return {key: value for key, value in asdict(config).items() if key not in ("dataset", "converter")}

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from wam_video.data.convert import Plan
+from wam_video.data.encode import WriterConfig
 from wam_video.data.manifest import Manifest
 from wam_video.data.schema import EmbodimentSpec
-from wam_video.data.writer import WriterConfig
 
 _MAX_SKIPPED = 10
 

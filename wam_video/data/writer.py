@@ -6,71 +6,16 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from wam_video.data.encode import EncodedEpisode, config_options, encode_episode
+from wam_video.data.encode import EncodedEpisode, WriterConfig, config_options, encode_episode
 from wam_video.data.manifest import Manifest, SampleEntry, ShardEntry, Skipped, hash_file, save_manifest
-from wam_video.data.schema import EmbodimentSpec, Episode, check_name
-from wam_video.data.video import FITS
-from wam_video.errors import ConfigError, DataError, one_of
+from wam_video.data.schema import EmbodimentSpec, Episode
+from wam_video.errors import DataError
 
 SPLITS = ("train", "val")
-
-
-@dataclass(frozen=True, kw_only=True)
-class WriterConfig:
-    """What the shards of one dataset look like."""
-
-    dataset: str
-    height: int
-    """Stored pixels, even."""
-    width: int
-    """Stored pixels, even."""
-    fps: float | None = None
-    """Stored frames per second; None keeps each recording's own."""
-    clip_frames: int = 256
-    """Longer episodes are cut into clips of about so many stored frames."""
-    clip_overlap_frames: int = 0
-    """Frames that a clip shares with the one before it."""
-    val_fraction: float = 0.1
-    """Share of the episodes for the split `val`, drawn by a hash of their ids; 0 for none."""
-    shard_bytes: int = 256 << 20
-    """A shard is closed once it is at least this large."""
-    fit: str = "pad"
-    """How another aspect ratio is met: `pad`, `crop` or `stretch`."""
-    crf: int = 18
-    gop: int = 8
-    """Frames between keyframes, at most 8."""
-    licence: str = "unknown"
-    source: str = "unknown"
-    """Where the recordings come from, for people."""
-    converter: str = "unknown"
-    """Which program and version parsed them."""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """The converter's own options, for the manifest."""
-
-    def __post_init__(self) -> None:
-        check_name("dataset", self.dataset)
-        if self.fit not in FITS:
-            raise ConfigError(one_of("fit", self.fit, FITS))
-        for what, value, low, high in (
-            ("height", self.height, 2, 8192),
-            ("width", self.width, 2, 8192),
-            ("clip_frames", self.clip_frames, 2, 100_000),
-            ("clip_overlap_frames", self.clip_overlap_frames, 0, self.clip_frames - 1),
-            ("val_fraction", self.val_fraction, 0, 1),
-            ("shard_bytes", self.shard_bytes, 1, 1 << 40),
-            ("crf", self.crf, 0, 51),
-            ("gop", self.gop, 1, 8),
-            ("fps", self.fps if self.fps is not None else 1, 0.01, 1000),
-        ):
-            if not low <= value <= high:
-                raise ConfigError(f"{what} is {value}; allowed: {low} to {high}")
-        if self.height % 2 or self.width % 2:
-            raise ConfigError(f"stored size is {self.height}x{self.width}; H.264 needs an even height and width")
 
 
 class ShardWriter:

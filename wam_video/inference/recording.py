@@ -14,7 +14,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, UInt8
 
 from wam_video.data.actions import action_at
-from wam_video.data.encode import encode_episode
+from wam_video.data.encode import WriterConfig, encode_episode
 from wam_video.data.manifest import MANIFEST_NAME, Manifest, SampleEntry, ShardEntry, load_manifest
 from wam_video.data.processor import WAMProcessor
 from wam_video.data.reader import Clip, decode_clip, load_clip, read_sample, sample_info
@@ -22,7 +22,6 @@ from wam_video.data.schema import Episode
 from wam_video.data.sources import SkippedEpisode, open_source
 from wam_video.data.video import resize
 from wam_video.data.windows import Window, anchors, cut_window
-from wam_video.data.writer import WriterConfig
 from wam_video.errors import ConfigError, DataError
 from wam_video.flow.modes import MODES, Role
 from wam_video.inference.outputs import WAMOutput

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from wam_video.data.encode import WriterConfig
 from wam_video.data.manifest import hash_file, load_manifest, save_manifest
 from wam_video.data.schema import EmbodimentSpec, Episode
 from wam_video.data.video import ArrayView
-from wam_video.data.writer import ShardWriter, WriterConfig
+from wam_video.data.writer import ShardWriter
 
 
 def toy_episode(

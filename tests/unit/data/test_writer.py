@@ -4,11 +4,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from wam_video.data.encode import encode_episode
+from wam_video.data.encode import WriterConfig, encode_episode
 from wam_video.data.manifest import load_manifest, verify_manifest
 from wam_video.data.reader import load_clip
 from wam_video.data.video import ArrayView
-from wam_video.data.writer import ShardWriter, WriterConfig
+from wam_video.data.writer import ShardWriter
 from wam_video.errors import ConfigError, DataError
 
 
