@@ -68,6 +68,19 @@ class TokenLayout:
         """Return the flow time of each slot, the last one being 0."""
         return torch.cat([t_video, t_action, torch.zeros_like(t_video[:, :1])], dim=1)
 
+    def stream_slots(self, *, separate: bool) -> list[Int[Tensor, " n"]]:
+        """Return each stream's slots, counted from its own first one: one stream, or video and the rest apart."""
+        if not separate:
+            return [self.slots]
+        return [self.slots[: self.num_video], self.slots[self.num_video :] - self.frames]
+
+    def stream_times(
+        self, t_video: Float[Tensor, "b t"], t_action: Float[Tensor, "b ta"], *, separate: bool
+    ) -> list[Float[Tensor, "b m"]]:
+        """Return the flow time of each stream's slots; see `stream_slots`."""
+        times = self.slot_times(t_video, t_action)
+        return [times[:, : self.frames], times[:, self.frames :]] if separate else [times]
+
     def positions(
         self, latent_times: Float[Tensor, "b t"], action_times: Float[Tensor, "b ta"], rate: float
     ) -> Float[Tensor, "b n 3"]:

@@ -5,7 +5,8 @@ load by key. It predicts what its config says (velocity or clean sample); `flow.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, Self
 
 import torch
 from diffusers import ModelMixin
@@ -19,11 +20,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from wam_video.errors import ConfigError, one_of
-from wam_video.models.blocks import WAMBlock, gather_slots
+from wam_video.models.blocks import Stream, WAMBlock, gather_slots
 from wam_video.models.layers import ConditionEmbedder, EmbodimentLinear, octave_features
 from wam_video.models.rope import rotary_angles, sinusoids
 from wam_video.models.tokens import TokenLayout
 from wam_video.tensors import Prediction, PredictionType
+
+ActionCoupling = Literal["full", "gated"]
 
 NO_BODY: tuple[dict[str, Any], ...] = ({"name": "none", "action_dim": 0, "state_dim": 0},)
 """The embodiments of a network that has only video."""
@@ -37,6 +40,8 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
         num_views: Most cameras that a sample has; each gets a learned vector.
         in_channels: Channels of a video latent.
         out_channels: Channels predicted; None: as many as `in_channels`.
+        condition_channels: Channels beside the latent that are given and not predicted: 20 for Wan's image-to-video shape
+            (`video_codec.first_frame_condition`).
         patch_size: Latent frames, rows and columns in a token.
         num_layers: Blocks.
         num_attention_heads: Heads of each attention.
@@ -44,6 +49,8 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
         ffn_dim: Hidden width of the feed-forward layers.
         freq_dim: Sinusoids of the time embedding.
         text_dim: Channels of the text embeddings.
+        image_dim: Channels of the image context (`image_encoder.encode_image`), 1280 for Wan's; None: there is none.
+        added_kv_proj_dim: Channels of the image context inside, which has keys and values of its own: the width.
         input_octaves: Octaves of sinusoids beside each action and state value (`layers.octave_features`); 0: none.
         num_registers: Learned tokens without content (Darcet et al. 2023).
         cross_attn_norm: LayerNorm before cross-attention.
@@ -55,6 +62,9 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
         action_prediction: The same for actions.
         residual_video: Add the last context frame to a video prediction of kind "sample", so that an untrained network
             copies that frame and training spends itself on what changes.
+        action_coupling: How video tokens see state, actions and registers. "full": as they see each other. "gated": through
+            a gate of each head that starts at zero (`attention.WAMSelfAttention`), so that a pretrained video network
+            stays what it was, to the bit, until training opens the gate. The others always see everything.
         eps: Of the norms.
     """
 
@@ -71,6 +81,7 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
         num_views: int = 1,
         in_channels: int = 16,
         out_channels: int | None = None,
+        condition_channels: int = 0,
         patch_size: tuple[int, int, int] = (1, 2, 2),
         num_layers: int = 4,
         num_attention_heads: int = 4,
@@ -78,6 +89,8 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
         ffn_dim: int = 512,
         freq_dim: int = 256,
         text_dim: int = 64,
+        image_dim: int | None = None,
+        added_kv_proj_dim: int | None = None,
         input_octaves: int = 0,
         num_registers: int = 4,
         cross_attn_norm: bool = True,
@@ -87,28 +100,28 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
         video_prediction: PredictionType = "velocity",
         action_prediction: PredictionType = "velocity",
         residual_video: bool = False,
+        action_coupling: ActionCoupling = "full",
         eps: float = 1e-6,
     ) -> None:
         super().__init__()
         _check_options(video_prediction, action_prediction, residual_video, attention_head_dim)
         dim = num_attention_heads * attention_head_dim
+        _check_couplings(action_coupling, image_dim, added_kv_proj_dim, dim)
         action_dims = [max(e["action_dim"], 1) for e in embodiments]
         state_dims = [max(e["state_dim"], 1) for e in embodiments]
         features = 1 + 2 * input_octaves
         widths = [dim] * len(embodiments)
-        self.patch_embedding = nn.Conv3d(in_channels, dim, tuple(patch_size), tuple(patch_size))
-        self.condition_embedder = ConditionEmbedder(dim, freq_dim, text_dim)
+        patch = tuple(patch_size)
+        self.patch_embedding = nn.Conv3d(in_channels + condition_channels, dim, patch, patch)
+        self.condition_embedder = ConditionEmbedder(dim, freq_dim, text_dim, image_dim)
         self.action_embedder = EmbodimentLinear([features * n for n in action_dims], widths)
         self.state_embedder = EmbodimentLinear([features * n for n in state_dims], widths)
         self.no_state = nn.Parameter(torch.zeros(dim))
         self.view_embedding = nn.Parameter(torch.zeros(num_views, dim))
         self.registers = nn.Parameter(torch.randn(num_registers, dim) / dim**0.5)
-        self.blocks = nn.ModuleList(
-            [
-                WAMBlock(dim, ffn_dim, num_attention_heads, cross_attn_norm=cross_attn_norm, eps=eps)
-                for _ in range(num_layers)
-            ]
-        )
+        block = {"cross_attn_norm": cross_attn_norm, "eps": eps, "added_kv_proj_dim": added_kv_proj_dim}
+        block["gated"] = action_coupling == "gated"
+        self.blocks = nn.ModuleList([WAMBlock(dim, ffn_dim, num_attention_heads, **block) for _ in range(num_layers)])
         self.norm_out = FP32LayerNorm(dim, eps, elementwise_affine=False)
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
         self.proj_out = nn.Linear(dim, (out_channels or in_channels) * patch_size[0] * patch_size[1] * patch_size[2])
@@ -117,6 +130,25 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
         if residual_video:
             nn.init.zeros_(self.proj_out.weight)
             nn.init.zeros_(self.proj_out.bias)
+
+    @classmethod
+    def from_wan(
+        cls,
+        repo_or_folder: str | Path,
+        *,
+        embodiments: Sequence[dict[str, Any]] = NO_BODY,
+        num_views: int = 1,
+        subfolder: str | None = "transformer",
+        torch_dtype: torch.dtype | None = None,
+        generator: torch.Generator | None = None,
+        **options: Any,
+    ) -> Self:
+        """Start from a pretrained Wan video transformer in diffusers' format; see `backbones.load_wan`."""
+        # Imported here, for that module reads checkpoints and the network itself does not.
+        from wam_video.models.backbones import load_wan
+
+        options |= {"embodiments": [dict(body) for body in embodiments], "num_views": num_views}
+        return load_wan(cls, repo_or_folder, options, subfolder=subfolder, torch_dtype=torch_dtype, generator=generator)
 
     @property
     def prediction_kinds(self) -> tuple[PredictionType, PredictionType]:
@@ -137,6 +169,8 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
         state: Float[Tensor, "b ds"] | None = None,
         state_mask: Bool[Tensor, "b ds"] | None = None,
         view_mask: Bool[Tensor, "b v"] | None = None,
+        condition: Float[Tensor, "b v cc t h w"] | None = None,
+        image_embeds: Float[Tensor, "b i di"] | None = None,
         num_context: int = 1,
     ) -> Prediction:
         """Predict every latent frame and action of a noisy sample.
@@ -153,8 +187,14 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
             state: Normalised proprioception at time 0; None: unknown.
             state_mask: Real dimensions of `state`; a sample without any has no state.
             view_mask: False for cameras that a sample does not have; their tokens are not attended to.
+            condition: What the network reads beside the latents, if it has `condition_channels`.
+            image_embeds: Image context, if the network has an `image_dim`.
             num_context: Latent frames that are context; the last one is what `residual_video` adds.
+
+        Raises:
+            ConfigError: `condition` or `image_embeds` is missing or superfluous, or of the wrong width.
         """
+        self._check_conditions(condition, image_embeds)
         batch, views, _, frames, height, width = latents.shape
         if actions is None or t_action is None or action_times is None:
             actions = None
@@ -169,20 +209,41 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
             actions=t_action.shape[1],
             registers=self.config.num_registers,
         )
-        slots = layout.slots.to(latents.device)
+        pixels = latents if condition is None else torch.cat([latents, condition.to(latents)], dim=2)
+        parts = self._embed(pixels, actions, state, state_mask, embodiment)
+        separate = self.config.action_coupling == "gated"
+        xs = list(parts) if separate else [torch.cat(parts, dim=1)]
+        slots = [each.to(latents.device) for each in layout.stream_slots(separate=separate)]
+        clocks = layout.stream_times(t_video, t_action, separate=separate)
         positions = layout.positions(latent_times, action_times, self.config.rope_rate)
-        rotary = rotary_angles(positions, self.config.attention_head_dim, self.config.rope_theta)
-        time, modulation, text = self.condition_embedder(layout.slot_times(t_video, t_action), text_embeds)
-        x = self._embed(latents, actions, state, state_mask, embodiment)
+        positions = positions.split([x.shape[1] for x in xs], dim=1)
         if self.config.absolute_positions:
-            x = x + sinusoids(positions, x.shape[-1]).type_as(x)
+            xs = [x + sinusoids(at, x.shape[-1]).type_as(x) for x, at in zip(xs, positions, strict=True)]
+        times, text, image = self.condition_embedder(clocks, text_embeds, image_embeds)
+        rotaries = [rotary_angles(at, self.config.attention_head_dim, self.config.rope_theta) for at in positions]
+        streams = [Stream(time[1], at, rotary) for time, at, rotary in zip(times, slots, rotaries, strict=True)]
         mask = _view_attention_mask(layout, view_mask)
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                x = self._gradient_checkpointing_func(block, x, text, modulation, slots, rotary, mask)
+                xs = self._gradient_checkpointing_func(block, xs, streams, text, image, mask)
             else:
-                x = block(x, text, modulation, slots, rotary, mask)
-        return self._read_out(x, time, slots, layout, latents, embodiment, num_context)
+                xs = block(xs, streams, text, image, mask)
+        outs = [self._modulate_out(x, time[0], at) for x, time, at in zip(xs, times, slots, strict=True)]
+        return self._read_out(outs, layout, latents, embodiment, num_context)
+
+    def _check_conditions(self, condition: Tensor | None, image_embeds: Tensor | None) -> None:
+        channels, width = self.config.condition_channels, self.config.image_dim or 0
+        given = 0 if condition is None else condition.shape[2]
+        if given != channels:
+            raise ConfigError(
+                f"condition has {given} channels; this network reads {channels} beside the latents "
+                "(video_codec.first_frame_condition makes Wan's)"
+            )
+        given = 0 if image_embeds is None else image_embeds.shape[-1]
+        if given != width:
+            raise ConfigError(
+                f"image_embeds is {given} wide; this network reads {width} (image_encoder.encode_image makes Wan's)"
+            )
 
     def _embed(
         self,
@@ -191,7 +252,8 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
         state: Float[Tensor, "b ds"] | None,
         state_mask: Bool[Tensor, "b ds"] | None,
         embodiment: Int[Tensor, " b"],
-    ) -> Float[Tensor, "b n d"]:
+    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b m d"]]:
+        """Return the video tokens and the others."""
         batch, views = latents.shape[:2]
         x = self.patch_embedding(rearrange(latents, "b v c t h w -> (b v) c t h w"))
         x = rearrange(x, "(b v) d t h w -> b t v (h w) d", v=views)
@@ -201,24 +263,27 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
         else:
             token = self.state_embedder(octave_features(state[:, None].to(x), self.config.input_octaves), embodiment)
             state_token = torch.where(state_mask.any(-1)[:, None, None], token, self.no_state.to(x))
-        parts = [x, state_token]
+        others = [state_token]
         if actions is not None:
             features = octave_features(actions.to(x), self.config.input_octaves)
-            parts.append(self.action_embedder(features, embodiment))
-        return torch.cat([*parts, self.registers.to(x).expand(batch, -1, -1)], dim=1)
+            others.append(self.action_embedder(features, embodiment))
+        return x, torch.cat([*others, self.registers.to(x).expand(batch, -1, -1)], dim=1)
+
+    def _modulate_out(
+        self, x: Float[Tensor, "b n d"], time: Float[Tensor, "b m d"], slots: Int[Tensor, " n"]
+    ) -> Float[Tensor, "b n d"]:
+        shift, scale = (self.scale_shift_table[:, None] + time.float()[:, :, None]).type_as(x).unbind(2)
+        return torch.addcmul(gather_slots(shift, slots), self.norm_out(x), gather_slots(1 + scale, slots))
 
     def _read_out(
         self,
-        x: Float[Tensor, "b n d"],
-        time: Float[Tensor, "b m d"],
-        slots: Int[Tensor, " n"],
+        outs: list[Float[Tensor, "b n d"]],
         layout: TokenLayout,
         latents: Float[Tensor, "b v c t h w"],
         embodiment: Int[Tensor, " b"],
         num_context: int,
     ) -> Prediction:
-        shift, scale = (self.scale_shift_table[:, None] + time.float()[:, :, None]).type_as(x).unbind(2)
-        x = torch.addcmul(gather_slots(shift, slots), self.norm_out(x), gather_slots(1 + scale, slots))
+        x = torch.cat(outs, dim=1)
         pt, ph, pw = self.config.patch_size
         video = rearrange(
             self.proj_out(x[:, : layout.num_video]),
@@ -257,4 +322,14 @@ def _check_options(video_kind: str, action_kind: str, residual: bool, head_dim: 
     if head_dim % 2 or head_dim < 6:
         raise ConfigError(
             f"model.attention_head_dim is {head_dim}; allowed: even, 6 or more (rotary pairs on three axes)"
+        )
+
+
+def _check_couplings(coupling: str, image_dim: int | None, added_kv_proj_dim: int | None, dim: int) -> None:
+    if coupling not in ActionCoupling.__args__:
+        raise ConfigError(one_of("model.action_coupling", coupling, ActionCoupling.__args__))
+    if added_kv_proj_dim != (None if image_dim is None else dim):
+        raise ConfigError(
+            f"model.added_kv_proj_dim is {added_kv_proj_dim}; allowed: the width ({dim}) with an image_dim, null without "
+            f"(image_dim is {image_dim})"
         )

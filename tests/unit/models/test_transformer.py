@@ -134,8 +134,9 @@ def test_residual_video_starts_as_a_copy_of_the_last_context_frame() -> None:
     assert torch.equal(out, values["latents"][:, :, :, 1:2].expand_as(out))
 
 
-def test_gradients_reach_every_parameter_and_checkpointing_changes_nothing() -> None:
-    model = build().train()
+@pytest.mark.parametrize("coupling", ["full", "gated"])
+def test_gradients_reach_every_parameter_and_checkpointing_changes_nothing(coupling: str) -> None:
+    model = build(action_coupling=coupling).train()
     grads = []
     for checkpointing in (False, True):
         model.enable_gradient_checkpointing() if checkpointing else model.disable_gradient_checkpointing()
@@ -158,7 +159,7 @@ def test_layout_orders_tokens_and_slots() -> None:
 
 @torch.no_grad()
 def test_equals_diffusers_wan_when_only_video_is_there() -> None:
-    """Blocks, conditioning, rotary positions and output are Wan's: same keys, same numbers."""
+    """Blocks, conditioning, rotary positions and output are Wan's: same keys, same numbers (tests/parity has the rest)."""
     torch.manual_seed(3)
     shape = dict(num_attention_heads=2, attention_head_dim=24, ffn_dim=64, freq_dim=32, text_dim=16, num_layers=2)
     wan = WanTransformer3DModel(
@@ -166,34 +167,42 @@ def test_equals_diffusers_wan_when_only_video_is_there() -> None:
     ).eval()
     for name, parameter in wan.named_parameters():
         parameter.add_(0.02 * torch.randn_like(parameter)) if "norm" in name else None
-    ours = WAMTransformer(in_channels=C, num_registers=0, rope_rate=4.0, **shape).eval()
+    ours = WAMTransformer(in_channels=C, rope_rate=4.0, action_coupling="gated", **shape).eval()
     missing, unexpected = ours.load_state_dict(wan.state_dict(), strict=False)
     assert not unexpected
-    assert {name.split(".")[0] for name in missing} == {
+    assert {name.split(".")[0] for name in missing if not name.endswith("side_gate")} == {
         "action_embedder", "state_embedder", "no_state", "view_embedding", "registers", "action_proj_out"
     }  # fmt: skip
     latents, text, t = torch.randn(B, C, 5, 4, 6), torch.randn(B, 7, 16), torch.tensor([0.25, 0.875])
     reference = wan(latents, t * 1000, text, return_dict=False)[0]
-    times = torch.arange(5)[None].expand(B, -1) / 4
-    # Our state token has no counterpart in Wan, so it is taken out of sight by the mask of a second, absent view.
-    out = _without_state(ours, latents, t, text, times)
+    out = ours(
+        latents=latents[:, None],
+        t_video=t[:, None].expand(-1, 5),
+        latent_times=torch.arange(5)[None].expand(B, -1) / 4,
+        text_embeds=text,
+        embodiment=torch.zeros(B, dtype=torch.long),
+    ).video[:, 0]
     torch.testing.assert_close(out, reference, atol=1e-5, rtol=1e-5)
 
 
-def _without_state(model: WAMTransformer, latents: Any, t: Any, text: Any, times: Any) -> torch.Tensor:
-    hide = torch.zeros(1, 1, 1, 5 * 2 * 3 + 1, dtype=torch.bool)
-    hide[..., :-1] = True
-    hooks = [b.register_forward_pre_hook(lambda m, args: (*args[:5], hide)) for b in model.blocks]
-    out = model(
-        latents=latents[:, None], t_video=t[:, None].expand(-1, 5), latent_times=times, text_embeds=text,
-        embodiment=torch.zeros(len(t), dtype=torch.long),
-    ).video[:, 0]  # fmt: skip
-    for hook in hooks:
-        hook.remove()
-    return out
+@torch.no_grad()
+def test_full_coupling_is_the_gated_one_where_nothing_is_hidden() -> None:
+    """An open gate and the softmax over all keys differ; what doesn't pass the gate is the same in both."""
+    full, gated = build(), build(action_coupling="gated")
+    gated.load_state_dict(full.state_dict(), strict=False)
+    a, b = full(**inputs()), gated(**inputs())
+    assert not torch.allclose(a.video, b.video)
+    for block in (
+        *full.blocks[1:],
+        *gated.blocks[1:],
+    ):  # with one block, actions see the video before the gate touches it
+        block.forward = lambda xs, *rest: xs
+    torch.testing.assert_close(full(**inputs()).actions, gated(**inputs()).actions)
 
 
-@pytest.mark.parametrize("options", [{"video_prediction": "v"}, {"residual_video": True}, {"attention_head_dim": 5}])
+@pytest.mark.parametrize(
+    "options", [{"video_prediction": "v"}, {"residual_video": True}, {"attention_head_dim": 5}, {"image_dim": 8}]
+)
 def test_impossible_options_are_refused(options: dict) -> None:
     with pytest.raises(ConfigError):
         WAMTransformer(**options)
