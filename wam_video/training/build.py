@@ -96,6 +96,7 @@ def build_parts(config: TrainConfig, embodiments: Mapping[str, EmbodimentSpec], 
     codec = build_codec(config.codec)
     check_sizes(config, codec, processor.window)
     tokenizer, text_encoder = build_text(config.text, config.seed)
+    _check_widths(config, latent_channels(codec), text_encoder.config.d_model)
     arguments = transformer_arguments(config, embodiments, latent_channels(codec), text_encoder.config.d_model)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
@@ -130,22 +131,38 @@ def check_sizes(config: TrainConfig, codec: Codec, window: WindowConfig) -> None
             )
 
 
+def build_on_meta(config: TrainConfig, embodiments: Mapping[str, EmbodimentSpec]) -> WAMTransformer:
+    """Return the network without memory for its weights; reads those configs of pretrained parts that yours leaves open."""
+    codec, text = config.codec, config.text
+    if codec.kind == "pixel":
+        channels = 3 * codec.patch_size**2
+    else:
+        channels = codec.latent_channels or AutoencoderKLWan.load_config(codec.path, subfolder=codec.subfolder)["z_dim"]
+    if text.kind == "byte_t5":
+        text_dim = text.d_model
+    else:
+        text_dim = text.channels or AutoConfig.from_pretrained(text.path, subfolder=text.subfolder).d_model
+    with torch.device("meta"):
+        return WAMTransformer(**transformer_arguments(config, embodiments, channels, text_dim))
+
+
 def count_parameters(config: TrainConfig, embodiments: Mapping[str, EmbodimentSpec]) -> int:
     """Return the number of parameters of the network, built on the meta device; reads no weights."""
-    codec, text = config.codec, config.text
-    channels = 3 * codec.patch_size**2
-    if codec.kind == "wan":
-        channels = AutoencoderKLWan.load_config(codec.path)["z_dim"]
-    text_dim = text.d_model if text.kind == "byte_t5" else AutoConfig.from_pretrained(text.path).d_model
-    with torch.device("meta"):
-        transformer = WAMTransformer(**transformer_arguments(config, embodiments, channels, text_dim))
-    return sum(p.numel() for p in transformer.parameters())
+    return sum(p.numel() for p in build_on_meta(config, embodiments).parameters())
+
+
+def _check_widths(config: TrainConfig, channels: int, text_dim: int) -> None:
+    """Refuse widths in the configuration that the loaded parts do not have."""
+    declared = {"codec.latent_channels": config.codec.latent_channels, "text.channels": config.text.channels}
+    for (name, value), real in zip(declared.items(), (channels, text_dim), strict=True):
+        if value is not None and value != real:
+            raise ConfigError(f"{name} is {value}, but the part that was loaded has {real}; set it so, or leave it out")
 
 
 def build_codec(config: CodecConfig) -> Codec:
     """Build the video codec, frozen."""
     if config.kind == "wan":
-        return AutoencoderKLWan.from_pretrained(config.path)
+        return AutoencoderKLWan.from_pretrained(config.path, subfolder=config.subfolder)
     return PixelCodec(patch_size=config.patch_size, mean=config.mean, std=config.std)
 
 
@@ -159,9 +176,12 @@ def build_text(config: TextConfig, seed: int) -> tuple[PreTrainedTokenizerBase, 
             max_length=config.max_length,
             seed=seed,
         )
-    tokenizer = AutoTokenizer.from_pretrained(config.path, model_max_length=config.max_length)
-    kind = UMT5EncoderModel if "umt5" in type(tokenizer).__name__.lower() + str(config.path).lower() else T5EncoderModel
-    return tokenizer, kind.from_pretrained(config.path).eval()
+    tokenizer = AutoTokenizer.from_pretrained(
+        config.path, subfolder=config.tokenizer_subfolder, model_max_length=config.max_length
+    )
+    umt5 = AutoConfig.from_pretrained(config.path, subfolder=config.subfolder).model_type == "umt5"
+    kind = UMT5EncoderModel if umt5 else T5EncoderModel
+    return tokenizer, kind.from_pretrained(config.path, subfolder=config.subfolder).eval()
 
 
 def transformer_arguments(

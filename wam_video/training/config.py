@@ -38,6 +38,10 @@ class CodecConfig:
     std: float = 0.5
     path: str | None = None
     """Folder or hub id of the VAE (wan codec)."""
+    subfolder: str = ""
+    """Of `path`, where the VAE is: `vae` in a diffusers repository."""
+    latent_channels: int | None = None
+    """Of the VAE, so that a dry run needs no download; None: read from its config."""
 
     def __post_init__(self) -> None:
         if self.kind not in ("pixel", "wan"):
@@ -56,6 +60,11 @@ class TextConfig:
     """`byte_t5`: a small byte-level T5 that needs no download; `pretrained`: any T5 encoder of transformers."""
     path: str | None = None
     """Folder or hub id (pretrained)."""
+    subfolder: str = ""
+    """Of `path`, where the encoder is: `text_encoder` in a diffusers repository."""
+    tokenizer_subfolder: str = ""
+    channels: int | None = None
+    """Of the embeddings (pretrained), so that a dry run needs no download; None: read from the encoder's config."""
     d_model: int = 64
     num_layers: int = 2
     num_heads: int = 4

@@ -1,0 +1,131 @@
+"""Counts on paper against what they count: the meta model's parameters, torch's counter, pairs counted one by one."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from wam_video.errors import ConfigError
+from wam_video.models.flops import (
+    NetworkShape,
+    cache_bytes,
+    cached_step,
+    count_parameters,
+    forward_flops,
+    prefill,
+    teacher_forced,
+    whole,
+)
+from wam_video.models.transformer import WAMTransformer
+
+BODIES = [{"name": "arm", "action_dim": 7, "state_dim": 9}, {"name": "hand", "action_dim": 3, "state_dim": 0}]
+WAN_14B = dict(
+    num_layers=40, num_attention_heads=40, attention_head_dim=128, ffn_dim=13824, text_dim=4096, num_registers=0
+)
+
+
+def network(**changes: object) -> WAMTransformer:
+    with torch.device("meta"):
+        return WAMTransformer(**{"embodiments": BODIES, "num_views": 2, "text_dim": 48, **changes})
+
+
+def counted(
+    model: WAMTransformer, *, views: int, grid: tuple[int, int, int], actions: int, text: int, state: bool
+) -> int:
+    """Operations of a forward on the meta device; attention is then matrix products, which the counter knows."""
+    frames = grid[0]
+    with torch.device("meta"):
+        inputs = dict(
+            latents=torch.empty(1, views, model.config.in_channels, *grid),
+            t_video=torch.empty(1, frames),
+            latent_times=torch.empty(1, frames),
+            text_embeds=torch.empty(1, text, model.config.text_dim),
+            embodiment=torch.zeros(1, dtype=torch.long),
+        )
+        if actions:
+            times = torch.empty(1, actions)
+            inputs |= dict(actions=torch.empty(1, actions, 7), t_action=times, action_times=times)
+        if state:
+            inputs |= dict(state=torch.empty(1, 9), state_mask=torch.ones(1, 9, dtype=torch.bool))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(**inputs)
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    ("changes", "views", "grid", "actions", "text"),
+    [
+        ({}, 1, (3, 8, 8), 8, 16),
+        ({}, 2, (2, 4, 6), 0, 16),
+        ({"input_octaves": 3, "num_registers": 0}, 1, (2, 4, 4), 24, 5),
+        ({"patch_size": (1, 1, 1), "in_channels": 48, "out_channels": 16, "ffn_dim": 96}, 2, (3, 4, 4), 5, 200),
+        ({"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 96, "freq_dim": 64}, 1, (5, 6, 10), 3, 77),
+    ],
+)
+@pytest.mark.parametrize("state", [True, False])
+def test_forward_operations_are_those_of_the_counter(
+    changes: dict, views: int, grid: tuple[int, int, int], actions: int, text: int, state: bool
+) -> None:
+    model = network(**changes)
+    shape = NetworkShape.of(model.config)
+    call = whole(shape.layout(views=views, grid=grid, actions=actions), text)
+    call = type(call)(**{**vars(call), "state": state})
+    real = counted(model, views=views, grid=grid, actions=actions, text=text, state=state)
+    assert forward_flops(shape, call).total == pytest.approx(real, rel=1e-3)
+
+
+def test_the_parts_add_up_to_the_model_and_name_every_parameter() -> None:
+    model = network(input_octaves=2)
+    counts = count_parameters(model)
+    assert sum(counts.values()) == sum(p.numel() for p in model.parameters())
+    assert "other" not in counts
+    attention = 4 * (128 * 128 + 128) + 2 * 128
+    assert counts["self-attention"] == 4 * attention
+    assert counts["feed-forward"] == 4 * (2 * 128 * 512 + 512 + 128)
+
+
+def test_the_14b_shape_costs_what_was_published_for_it() -> None:
+    """DreamZero's geometry: 880 tokens a frame, window of 9 frames, 2 of them and 25 tokens computed; 769 context tokens."""
+    shape = NetworkShape.of(network(num_views=1, **WAN_14B).config)
+    layout = shape.layout(views=1, grid=(9, 44, 80), actions=24)
+    call = cached_step(layout, 7, 769)
+    flops = forward_flops(shape, call)
+    assert (call.queries, call.queries + call.past) == (1785, 7945)
+    assert flops.total / 1e12 == pytest.approx(55.4, abs=0.05)
+    assert flops.linear / 1e12 == pytest.approx(42.7, abs=0.05)
+    assert flops.self_attention / 1e12 == pytest.approx(11.6, abs=0.05)
+    assert cache_bytes(shape, tokens=7920, context=0) == 7920 * 819_200
+
+
+def test_a_cached_step_and_its_prefill_compute_every_token_once() -> None:
+    shape = NetworkShape.of(network().config)
+    layout = shape.layout(views=2, grid=(5, 4, 6), actions=6)
+    full, first, step = whole(layout, 9), prefill(layout, 3, 9), cached_step(layout, 3, 9)
+    assert first.queries + step.queries == full.queries
+    both = forward_flops(shape, first).linear + forward_flops(shape, step).linear
+    assert both == forward_flops(shape, full).linear
+    later = prefill(layout, 3, 9, fresh=1)
+    assert (later.queries, later.past) == (layout.per_frame, 2 * layout.per_frame)
+
+
+@pytest.mark.parametrize(("frames", "chunk"), [(5, 2), (9, 2), (4, 3), (4, 1)])
+def test_the_pairs_of_a_stream_are_the_visible_ones(frames: int, chunk: int) -> None:
+    shape = NetworkShape.of(network().config)
+    layout = shape.layout(views=1, grid=(frames, 2, 4), actions=3)
+    call = teacher_forced(layout, chunk, 4)
+    extra = layout.num_tokens - layout.num_video
+    chunks = (frames - 1) // chunk
+    clean = [0] * layout.per_frame + [i + 1 for i in range(chunks - 1) for _ in range(chunk * layout.per_frame)]
+    noisy = [i + 1 for i in range(chunks) for _ in range(chunk * layout.per_frame + extra)]
+    pairs = sum(key <= query for query in clean for key in clean)
+    pairs += sum(key < query for query in noisy for key in clean)
+    pairs += sum(key == query for query in noisy for key in noisy)
+    assert call.queries == len(clean) + len(noisy)
+    assert call.attended == pairs
+    with pytest.raises(ConfigError, match="chunks of"):
+        teacher_forced(layout, frames, 4)
+
+
+def test_latents_that_fill_no_whole_patch_are_refused() -> None:
+    shape = NetworkShape.of(network().config)
+    with pytest.raises(ConfigError, match="latent grid"):
+        shape.layout(views=1, grid=(3, 5, 4), actions=0)

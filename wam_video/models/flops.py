@@ -1,0 +1,288 @@
+"""What a call of the network costs, on paper: parameters by part, floating point operations, bytes of keys and values.
+
+Pure arithmetic on a `WAMTransformer`'s sizes and a call's token counts; nothing runs. One multiply-add is two operations and
+only matrix products, convolutions and attention count, as in torch's `FlopCounterMode`, whose numbers these are. What the
+counts mean for memory and time is `training/plan.py`'s and `inference/plan.py`'s; machines are in `models/devices.py`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from torch import nn
+
+from wam_video.errors import ConfigError
+from wam_video.models.tokens import TokenLayout
+
+PARTS = {
+    "patch_embedding": "video in and out",
+    "proj_out": "video in and out",
+    "condition_embedder": "time and text embedding",
+    "action_embedder": "actions and state",
+    "action_proj_out": "actions and state",
+    "state_embedder": "actions and state",
+    "no_state": "actions and state",
+    "registers": "learned tokens and tables",
+    "view_embedding": "learned tokens and tables",
+    "scale_shift_table": "learned tokens and tables",
+    "attn1": "self-attention",
+    "attn2": "cross-attention",
+    "ffn": "feed-forward",
+}
+"""Name of a parameter's module, inside a block or outside, -> the part that it is counted under; others: `other`."""
+
+
+def count_parameters(network: nn.Module) -> dict[str, int]:
+    """Return the parameters of a network by part, largest first; a network on the meta device will do."""
+    counts: dict[str, int] = {}
+    for name, parameter in network.named_parameters():
+        path = name.split(".")
+        part = PARTS.get(
+            path[2] if path[0] == "blocks" else path[0], "norms and modulation" if "blocks" in path else "other"
+        )
+        if path[0] == "blocks" and path[2] == "scale_shift_table":
+            part = "norms and modulation"
+        counts[part] = counts.get(part, 0) + parameter.numel()
+    return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkShape:
+    """The sizes of a `WAMTransformer` that its costs depend on."""
+
+    layers: int
+    heads: int
+    dim: int
+    """Width: heads times head dim."""
+    ffn_dim: int
+    freq_dim: int
+    text_dim: int
+    image_dim: int
+    """Of the image context; 0: there is none."""
+    patch_in: int
+    """Numbers in a patch of latents and of what is given beside them."""
+    patch_out: int
+    action_dim: int
+    """Of the widest embodiment, to which all are padded."""
+    state_dim: int
+    features: int
+    """Numbers that each action and state value becomes (`layers.octave_features`)."""
+    registers: int
+    patch_size: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "NetworkShape":
+        """Read the sizes off a transformer's `config`."""
+        patch = tuple(config["patch_size"])
+        bodies = config["embodiments"]
+        return cls(
+            layers=config["num_layers"],
+            heads=config["num_attention_heads"],
+            dim=config["num_attention_heads"] * config["attention_head_dim"],
+            ffn_dim=config["ffn_dim"],
+            freq_dim=config["freq_dim"],
+            text_dim=config["text_dim"],
+            image_dim=config.get("image_dim") or 0,
+            patch_in=(config["in_channels"] + config.get("condition_channels", 0)) * prod(patch),
+            patch_out=(config["out_channels"] or config["in_channels"]) * prod(patch),
+            action_dim=max(max(body["action_dim"], 1) for body in bodies),
+            state_dim=max(max(body["state_dim"], 1) for body in bodies),
+            features=1 + 2 * config["input_octaves"],
+            registers=config["num_registers"],
+            patch_size=patch,
+        )
+
+    def layout(self, *, views: int, grid: tuple[int, int, int], actions: int) -> TokenLayout:
+        """Return the tokens of a call on latents of `grid` (frames, rows, columns) a view.
+
+        Raises:
+            ConfigError: The latents do not fill whole patches.
+        """
+        if any(side < 1 or side % cell for side, cell in zip(grid, self.patch_size, strict=True)):
+            raise ConfigError(
+                f"the latent grid is {list(grid)}; allowed: multiples of model.patch_size {list(self.patch_size)} "
+                "(frames, rows, columns of latents, before patches)"
+            )
+        frames, height, width = (side // cell for side, cell in zip(grid, self.patch_size, strict=True))
+        return TokenLayout(
+            views=views,
+            frames=frames,
+            height=height,
+            width=width,
+            state=1,
+            actions=actions,
+            registers=self.registers,
+        )
+
+    @property
+    def block_weights(self) -> int:
+        """Weights of a block's matrix products: two attentions of four each, and the feed-forward pair."""
+        return 8 * self.dim**2 + 2 * self.dim * self.ffn_dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """The tokens that one sample brings to one call of the network."""
+
+    video: int
+    others: int
+    """State, action and register tokens."""
+    actions: int
+    slots: int
+    """Clock slots (`TokenLayout.num_slots`)."""
+    text: int
+    """Text tokens."""
+    image: int = 0
+    """Image tokens."""
+    past: int = 0
+    """Tokens that are only keys and values, from a cache."""
+    pairs: int | None = None
+    """Query-key pairs that self-attention computes; None: every query sees the past and every other."""
+    state: bool = True
+    """Whether there is a state to embed."""
+    text_cached: bool = False
+    """Whether the keys and values of text and image were computed before."""
+
+    @property
+    def context(self) -> int:
+        """Tokens of cross-attention."""
+        return self.text + self.image
+
+    @property
+    def queries(self) -> int:
+        """Tokens that go through the blocks."""
+        return self.video + self.others
+
+    @property
+    def attended(self) -> int:
+        """Query-key pairs of self-attention."""
+        return self.queries * (self.queries + self.past) if self.pairs is None else self.pairs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flops:
+    """Floating point operations of a call, by kind."""
+
+    linear: int
+    """Matrix products of the blocks."""
+    self_attention: int
+    """Scores and sums over values."""
+    cross_attention: int
+    ends: int
+    """Embeddings and read-out."""
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.linear + self.self_attention + self.cross_attention + self.ends
+
+
+def whole(layout: TokenLayout, text: int, image: int = 0) -> Call:
+    """Return the call that computes every token of a layout: training, or a step without a cache."""
+    return Call(
+        video=layout.num_video,
+        others=layout.num_tokens - layout.num_video,
+        actions=layout.actions,
+        slots=layout.num_slots,
+        text=text,
+        image=image,
+    )
+
+
+def prefill(layout: TokenLayout, context: int, text: int, image: int = 0, *, fresh: int | None = None) -> Call:
+    """Return the call that writes the keys and values of observed frames into a cache.
+
+    Args:
+        layout: The whole sample.
+        context: Observed latent frames.
+        text: Text tokens.
+        image: Image tokens.
+        fresh: How many of the observed frames are new; the others, and those of the prompt, are in the cache. None: all.
+    """
+    new = context if fresh is None else fresh
+    return Call(
+        video=new * layout.per_frame,
+        others=0,
+        actions=0,
+        slots=new + 1,
+        text=text,
+        image=image,
+        past=(context - new) * layout.per_frame,
+        state=False,
+        text_cached=fresh is not None,
+    )
+
+
+def cached_step(layout: TokenLayout, context: int, text: int, image: int = 0) -> Call:
+    """Return the call that computes all but the first `context` frames, which it reads from a cache."""
+    past = context * layout.per_frame
+    return Call(
+        video=layout.num_video - past,
+        others=layout.num_tokens - layout.num_video,
+        actions=layout.actions,
+        slots=layout.num_slots - context,
+        text=text,
+        image=image,
+        past=past,
+        text_cached=True,
+    )
+
+
+def teacher_forced(layout: TokenLayout, chunk: int, text: int, image: int = 0) -> Call:
+    """Return the training call of a block-causal stream: clean history and noisy chunks side by side, no wasted token.
+
+    The first frame is given; then come chunks of `chunk` frames, each with the layout's actions, state and registers. A noisy
+    chunk sees itself and the clean frames before it; a clean chunk sees itself and those before; the last chunk needs no
+    clean copy and the first frame no noisy one. Only visible pairs are counted: a block mask skips the others.
+
+    Raises:
+        ConfigError: The frames are not one and a whole number of chunks.
+    """
+    if chunk < 1 or layout.frames < 2 or (layout.frames - 1) % chunk:
+        raise ConfigError(
+            f"a stream of {layout.frames} frames can't be cut into chunks of {chunk}; allowed: 1 + a multiple of the chunk"
+        )
+    chunks = (layout.frames - 1) // chunk
+    frame, extra = layout.per_frame, layout.num_tokens - layout.num_video
+    noisy = chunk * frame + extra
+    pairs = frame**2
+    for index in range(chunks):
+        before = frame * (1 + index * chunk)
+        pairs += noisy * (before + noisy)
+        if index < chunks - 1:
+            pairs += chunk * frame * (before + chunk * frame)
+    return Call(
+        video=frame * (1 + (2 * chunks - 1) * chunk),
+        others=chunks * extra,
+        actions=chunks * layout.actions,
+        slots=layout.frames - 1 + chunks * layout.actions + 1,
+        text=text,
+        image=image,
+        pairs=pairs,
+    )
+
+
+def forward_flops(shape: NetworkShape, call: Call) -> Flops:
+    """Return the operations of one forward pass of one sample."""
+    dim, layers = shape.dim, shape.layers
+    query_weights = shape.block_weights - 2 * dim**2  # the context's keys and values are not computed from the queries
+    context = 0 if call.text_cached else call.context
+    ends = call.video * dim * (shape.patch_in + shape.patch_out)
+    ends += call.slots * (shape.freq_dim * dim + 7 * dim**2)
+    ends += call.actions * dim * shape.action_dim * (shape.features + 1)
+    ends += dim * shape.state_dim * shape.features if call.state else 0
+    if not call.text_cached:
+        ends += call.text * (shape.text_dim * dim + dim**2)
+        ends += call.image * (shape.image_dim**2 + shape.image_dim * dim)
+    return Flops(
+        linear=2 * layers * (call.queries * query_weights + context * 2 * dim**2),
+        self_attention=4 * layers * dim * call.attended,
+        cross_attention=4 * layers * dim * call.queries * call.context,
+        ends=2 * ends,
+    )
+
+
+def cache_bytes(shape: NetworkShape, *, tokens: int, context: int, bytes_per_number: int = 2) -> int:
+    """Return the size of a cache for one sample: keys and values of `tokens` and `context` tokens in each block."""
+    return 2 * shape.layers * shape.dim * (tokens + context) * bytes_per_number
