@@ -100,19 +100,49 @@ def encode(codec: Codec, video: Float[Tensor, "b v 3 f h w"]) -> Float[Tensor, "
     Raises:
         ConfigError: The frames or the size don't fit the codec.
     """
-    views, side = video.shape[1], spatial_factor(codec)
     num_latents(codec, video.shape[3])
-    if video.shape[4] % side or video.shape[5] % side:
-        raise ConfigError(
-            f"frames are {video.shape[4]}x{video.shape[5]}; the codec needs multiples of {side}; resize the data"
-        )
+    check_frame_size(codec, video.shape[4], video.shape[5])
     flat = rearrange(video, "b v c f h w -> (b v) c f h w")
     if isinstance(codec, PixelCodec):
         latents = codec.encode(flat)
     else:
-        mean, std = _wan_statistics(codec, flat)
+        mean, std = latent_statistics(codec, flat)
         latents = (codec.encode(flat.to(codec.dtype)).latent_dist.mode().to(flat) - mean) / std
-    return rearrange(latents, "(b v) c t h w -> b v c t h w", v=views)
+    return rearrange(latents, "(b v) c t h w -> b v c t h w", v=video.shape[1])
+
+
+def first_frame_condition(
+    codec: Codec, first_frame: Float[Tensor, "b v 3 h w"], num_frames: int
+) -> Float[Tensor, "b v c t h2 w2"]:
+    """Return what Wan's image-to-video networks read beside the noisy latents: 4 mask and 16 latent channels.
+
+    The mask has a channel for each frame of a latent and is 1 on the first latent only; the latents are those of the first
+    frame followed by grey frames (diffusers `WanImageToVideoPipeline.prepare_latents`).
+
+    Args:
+        codec: The network's video VAE.
+        first_frame: In [-1, 1].
+        num_frames: Of the whole video, the first one included.
+
+    Raises:
+        ConfigError: The frames or the size don't fit the codec.
+    """
+    frames = first_frame[:, :, :, None]
+    latents = encode(codec, torch.nn.functional.pad(frames, (0, 0, 0, 0, 0, num_frames - 1)))
+    mask = torch.zeros_like(latents[:, :, :1]).expand(-1, -1, temporal_factor(codec), -1, -1, -1).clone()
+    mask[:, :, :, 0] = 1
+    return torch.cat([mask, latents], dim=2)
+
+
+def check_frame_size(codec: Codec, height: int, width: int) -> None:
+    """Refuse frames that do not fill whole latent sites.
+
+    Raises:
+        ConfigError: They don't.
+    """
+    side = spatial_factor(codec)
+    if height % side or width % side:
+        raise ConfigError(f"frames are {height}x{width}; the codec needs multiples of {side}; resize the data")
 
 
 def decode(codec: Codec, latents: Float[Tensor, "b v c t h2 w2"]) -> Float[Tensor, "b v 3 f h w"]:
@@ -122,12 +152,16 @@ def decode(codec: Codec, latents: Float[Tensor, "b v c t h2 w2"]) -> Float[Tenso
     if isinstance(codec, PixelCodec):
         video = codec.decode(flat)
     else:
-        mean, std = _wan_statistics(codec, flat)
+        mean, std = latent_statistics(codec, flat)
         video = codec.decode((flat * std + mean).to(codec.dtype), return_dict=False)[0].to(flat)
     return rearrange(video, "(b v) c f h w -> b v c f h w", v=views).clamp(-1, 1)
 
 
-def _wan_statistics(codec: AutoencoderKLWan, like: Tensor) -> tuple[Tensor, Tensor]:
+def latent_statistics(
+    codec: AutoencoderKLWan, like: Float[Tensor, "b c t h w"]
+) -> tuple[Float[Tensor, "1 c 1 1 1"], Float[Tensor, "1 c 1 1 1"]]:
+    """Return mean and standard deviation of a VAE's latent channels, with the type and device of `like`."""
+
     def column(values: Any) -> Tensor:
         return torch.tensor(values, device=like.device, dtype=like.dtype).reshape(1, -1, 1, 1, 1)
 
