@@ -70,6 +70,8 @@ class NetworkShape:
     """Numbers that each action and state value becomes (`layers.octave_features`)."""
     registers: int
     patch_size: tuple[int, int, int]
+    gated: bool
+    """Whether video tokens see the others through a gate, in an attention of its own."""
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "NetworkShape":
@@ -91,6 +93,7 @@ class NetworkShape:
             features=1 + 2 * config["input_octaves"],
             registers=config["num_registers"],
             patch_size=patch,
+            gated=config.get("action_coupling") == "gated",
         )
 
     def layout(self, *, views: int, grid: tuple[int, int, int], actions: int) -> TokenLayout:

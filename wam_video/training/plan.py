@@ -146,6 +146,8 @@ def block_activations(shape: NetworkShape, call: Call, *, bf16_weights: bool) ->
     tokens = call.queries
     width = 70 if bf16_weights else 86
     saved = tokens * (width * shape.dim + 4 * shape.ffn_dim + 8 * shape.heads + 36)
+    if shape.gated:  # the outputs of video's second attention, and keys and values of both streams side by side
+        saved += call.video * 4 * (shape.dim + shape.heads) + tokens * 4 * shape.dim + 2 * shape.heads
     return saved + call.context * (12 * shape.dim + 4)
 
 

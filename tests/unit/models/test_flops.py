@@ -18,6 +18,8 @@ from wam_video.models.flops import (
 from wam_video.models.transformer import WAMTransformer
 
 BODIES = [{"name": "arm", "action_dim": 7, "state_dim": 9}, {"name": "hand", "action_dim": 3, "state_dim": 0}]
+IMAGE = 11
+"""Image tokens of a network with an image context."""
 WAN_14B = dict(
     num_layers=40, num_attention_heads=40, attention_head_dim=128, ffn_dim=13824, text_dim=4096, num_registers=0
 )
@@ -44,6 +46,10 @@ def counted(
         if actions:
             times = torch.empty(1, actions)
             inputs |= dict(actions=torch.empty(1, actions, 7), t_action=times, action_times=times)
+        if model.config.image_dim:
+            inputs |= dict(image_embeds=torch.empty(1, IMAGE, model.config.image_dim))
+        if model.config.condition_channels:
+            inputs |= dict(condition=torch.empty(1, views, model.config.condition_channels, *grid))
         if state:
             inputs |= dict(state=torch.empty(1, 9), state_mask=torch.ones(1, 9, dtype=torch.bool))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -58,6 +64,8 @@ def counted(
         ({}, 2, (2, 4, 6), 0, 16),
         ({"input_octaves": 3, "num_registers": 0}, 1, (2, 4, 4), 24, 5),
         ({"patch_size": (1, 1, 1), "in_channels": 48, "out_channels": 16, "ffn_dim": 96}, 2, (3, 4, 4), 5, 200),
+        ({"action_coupling": "gated"}, 1, (3, 6, 6), 9, 20),
+        ({"condition_channels": 20, "image_dim": 80, "added_kv_proj_dim": 128}, 1, (3, 4, 8), 7, 33),
         ({"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 96, "freq_dim": 64}, 1, (5, 6, 10), 3, 77),
     ],
 )
@@ -67,7 +75,7 @@ def test_forward_operations_are_those_of_the_counter(
 ) -> None:
     model = network(**changes)
     shape = NetworkShape.of(model.config)
-    call = whole(shape.layout(views=views, grid=grid, actions=actions), text)
+    call = whole(shape.layout(views=views, grid=grid, actions=actions), text, IMAGE if shape.image_dim else 0)
     call = type(call)(**{**vars(call), "state": state})
     real = counted(model, views=views, grid=grid, actions=actions, text=text, state=state)
     assert forward_flops(shape, call).total == pytest.approx(real, rel=1e-3)
