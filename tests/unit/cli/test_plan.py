@@ -1,6 +1,7 @@
 """`wam-video plan`: the figures are those of the model, the table says them, mistakes are one line."""
 
 import json
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,8 @@ def test_the_plan_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureF
     figures = json.loads(output.read_text())
     config = load(TrainConfig, [TINY])
     assert figures["parameters"]["total"] == count_parameters(config, find_embodiments(config.data)[0])
-    assert figures["sample"]["tokens"] == 4 * 4 * 4 + 1 + 8 + 4
+    cells = prod(config.model["patch_size"])
+    assert figures["sample"]["tokens"] == 4 * 4 * 4 // cells + 1 + 8 + config.model["num_registers"]
     assert figures["assumptions"]["efficiency"] == 0.4
     table = capsys.readouterr().out
     assert f"{figures['parameters']['total']:,}" in table
@@ -35,7 +37,8 @@ def test_the_plan_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_the_window_gives_the_grid_of_a_pixel_codec(tmp_path: Path) -> None:
     output = tmp_path / "plan.json"
-    assert main([TINY, "data.window.height=64", "data.window.width=32", "--views", "2", "--output", str(output)]) == 0
+    size = ["codec.patch_size=16", "data.window.height=64", "data.window.width=32"]
+    assert main([TINY, *size, "--views", "2", "--output", str(output)]) == 0
     sample = json.loads(output.read_text())["sample"]
     assert (sample["grid"], sample["views"], sample["context"]) == ([4, 4, 2], 2, 2)
 
