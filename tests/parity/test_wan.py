@@ -184,6 +184,7 @@ def test_config_follows_the_folder(repos: dict[str, Path]) -> None:
     assert (i2v.in_channels, i2v.condition_channels, i2v.out_channels, i2v.image_dim) == (16, 20, 16, 20)
     assert (i2v.rope_rate, ti2v.rope_rate, i2v.action_coupling) == (4.0, 6.0, "gated")
     assert WAMTransformer.from_wan(repos["t2v"], rope_rate=5.0).config.rope_rate == 5.0
+    assert WAMTransformer.from_wan(repos["t2v"], num_layers=2, patch_size=(1, 2, 2)).config.num_layers == 2
     assert WAMTransformer.from_wan(repos["t2v"] / "transformer", subfolder=None).config.in_channels == 16
 
 
@@ -289,7 +290,7 @@ def test_the_tensor_that_no_code_uses_is_passed_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_layers": 1}, "num_layers can't be set: the Wan checkpoint has 2"),
+        ({"num_layers": 1}, "num_layers is 1; the Wan checkpoint has 2"),
         ({"num_register": 1}, "Did you mean 'num_registers'"),
         ({"video_prediction": "sample"}, "video_prediction is 'sample'"),
         ({"residual_video": True}, "residual_video is True"),

@@ -48,6 +48,7 @@ class WAMAttention(nn.Module, AttentionModuleMixin):
 
     _default_processor_cls = WAMAttnProcessor
     _available_processors = [WAMAttnProcessor]
+    processor: Any
 
     def __init__(self, dim: int, heads: int, head_dim: int, eps: float = 1e-6) -> None:
         super().__init__()
@@ -101,11 +102,16 @@ class WAMSelfAttention(WAMAttention):
         if self.side_gate is None:
             outs = [self.processor(queries[0], keys[0], values[0], mask, parallel=True)]
         else:
-            outs = self._gated(queries, keys, values, mask)
+            outs = self._gated(self.side_gate, queries, keys, values, mask)
         return [self.to_out[0](out.flatten(2)) for out in outs]
 
     def _gated(
-        self, queries: list[HeadTensor], keys: list[HeadTensor], values: list[HeadTensor], mask: Mask | None
+        self,
+        gate: Float[Tensor, " heads"],
+        queries: list[HeadTensor],
+        keys: list[HeadTensor],
+        values: list[HeadTensor],
+        mask: Mask | None,
     ) -> list[HeadTensor]:
         num_video = keys[0].shape[1]
         video_mask = side_mask = rest_mask = None
@@ -115,7 +121,7 @@ class WAMSelfAttention(WAMAttention):
         video = self.processor(queries[0], keys[0], values[0], video_mask)
         side = self.processor(queries[0], keys[1], values[1], side_mask)
         rest = self.processor(queries[1], torch.cat(keys, 1), torch.cat(values, 1), rest_mask)
-        return [video + side * self.side_gate.tanh().type_as(side)[:, None], rest]
+        return [video + side * gate.tanh().type_as(side)[:, None], rest]
 
 
 class WAMCrossAttention(WAMAttention):

@@ -6,7 +6,7 @@ a time goes from disk to its place, so that there are never two copies of the we
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
@@ -87,22 +87,20 @@ def load_wan(
     Args:
         kind: `WAMTransformer`.
         repo_or_folder: A folder in diffusers' format, or a Hub id, of which only `subfolder` is fetched.
-        options: Arguments of the network that the checkpoint does not settle. Unless they say otherwise, video sees
-            actions through closed gates (`action_coupling="gated"`; "full" changes the video path) and `rope_rate` is the
-            checkpoint's latent frames a second: 4, or 6 for Wan2.2 TI2V 5B.
+        options: Arguments of the network; those that the checkpoint settles must agree with it. Unless they say otherwise,
+            video sees actions through closed gates (`action_coupling="gated"`; "full" changes the video path) and
+            `rope_rate` is the checkpoint's latent frames a second: 4, or 6 for Wan2.2 TI2V 5B.
         subfolder: Of the transformer; Wan2.2 14B has a second one in `transformer_2`. None: the folder itself.
         torch_dtype: Of the weights; None: float32. What must stay in float32 does (`_keep_in_fp32_modules`).
         generator: Source of the new weights; None: torch's global one.
 
     Raises:
         CheckpointError: The folder is incomplete, of another network, or holds tensors that don't fit; names them.
-        ConfigError: An option is unknown, settled by the checkpoint, or would change the video path.
+        ConfigError: An option is unknown, contradicts the checkpoint, or would change the video path.
     """
-    folder = _find(repo_or_folder, subfolder)
-    arguments = wan_arguments(_read_json(folder / "config.json"), folder)
-    _check_options(kind, options, arguments)
+    folder = _find(repo_or_folder, subfolder, [f"{Path(WEIGHTS).stem}*.safetensors", "*.json"])
     with torch.device("meta"):
-        model = kind(**arguments | {"action_coupling": "gated"} | dict(options))
+        model = kind(**_merged(kind, folder, options))
     with ExitStack() as stack:
         files = {name: stack.enter_context(_open(folder / name)) for name in _shards(folder)}
         _check_tensors(model, files, folder)
@@ -112,6 +110,24 @@ def load_wan(
                     _place(model, name, file.get_tensor(name).to(_dtype(kind, name, torch_dtype), copy=True))
     _initialise(model, torch_dtype, generator)
     return model.eval()
+
+
+def backbone_arguments(
+    kind: type, repo_or_folder: str | Path, options: Mapping[str, Any], *, subfolder: str | None = "transformer"
+) -> dict[str, Any]:
+    """Return all arguments of the network that `load_wan` would build; reads no weights.
+
+    Raises:
+        CheckpointError: See `load_wan`.
+        ConfigError: See `load_wan`.
+    """
+    return _merged(kind, _find(repo_or_folder, subfolder, ["config.json"]), options)
+
+
+def _merged(kind: type, folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    arguments = wan_arguments(_read_json(folder / "config.json"), folder)
+    _check_options(kind, options, arguments)
+    return arguments | {"action_coupling": "gated"} | dict(options)
 
 
 def wan_arguments(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -150,12 +166,15 @@ def wan_arguments(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 def _check_options(kind: type, options: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
     settled = set(arguments) - {"rope_rate"}
-    allowed = {name for name in inspect.signature(kind.__init__).parameters if name != "self"} - settled
+    allowed = {name for name in inspect.signature(kind).parameters if name != "self"}
     for name, value in options.items():
-        if name in settled:
-            raise ConfigError(f"{name} can't be set: the Wan checkpoint has {arguments[name]!r}; remove it")
         if name not in allowed:
-            raise ConfigError(one_of("option of from_wan", name, allowed))
+            raise ConfigError(one_of("option of from_wan", name, allowed - settled))
+        if name in settled and value != arguments[name]:
+            raise ConfigError(
+                f"{name} is {value!r}; the Wan checkpoint has {arguments[name]!r}: take the codec, the text encoder and the "
+                "model settings that go with it"
+            )
         if value not in OURS.get(name, (value,)):
             raise ConfigError(
                 f"{name} is {value!r}; allowed with a Wan checkpoint: {', '.join(map(repr, OURS[name]))}, "
@@ -163,25 +182,23 @@ def _check_options(kind: type, options: Mapping[str, Any], arguments: Mapping[st
             )
 
 
-def _find(repo_or_folder: str | Path, subfolder: str | None) -> Path:
+def _find(repo_or_folder: str | Path, subfolder: str | None, patterns: Sequence[str]) -> Path:
     root = Path(repo_or_folder).expanduser()
     if not root.is_dir():
-        root = _fetch(str(repo_or_folder), subfolder)
+        prefix = f"{subfolder}/" if subfolder else ""
+        root = _fetch(str(repo_or_folder), [prefix + pattern for pattern in patterns])
     folder = root / subfolder if subfolder else root
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} has no config.json; give a folder in diffusers' format and its subfolder")
     return folder
 
 
-def _fetch(repo: str, subfolder: str | None) -> Path:
+def _fetch(repo: str, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    prefix = f"{subfolder}/" if subfolder else ""
     try:
-        return Path(
-            snapshot_download(repo, allow_patterns=[f"{prefix}*.json", f"{prefix}{Path(WEIGHTS).stem}*.safetensors"])
-        )
+        return Path(snapshot_download(repo, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise CheckpointError(

@@ -1,6 +1,6 @@
 """The image context of Wan's image-to-video networks: CLIP tokens of the first frame."""
 
-from typing import Literal
+from typing import Literal, cast
 
 from jaxtyping import Float
 from torch import Tensor
@@ -27,7 +27,7 @@ def encode_image(
     Raises:
         ConfigError: `fit` is neither.
     """
-    side = encoder.config.image_size
+    side = cast(int, encoder.config.image_size)
     if fit == "crop":
         pixels = _shortest_side(image.float(), side)
         top, left = (pixels.shape[-2] - side) // 2, (pixels.shape[-1] - side) // 2

@@ -80,6 +80,9 @@ class EmbodimentLinear(nn.Module):
     Adding an embodiment leaves the numbers of the others unchanged.
     """
 
+    in_mask: Bool[Tensor, "e i"]
+    out_mask: Bool[Tensor, "e o"]
+
     def __init__(self, in_dims: list[int], out_dims: list[int], *, zero_init: bool = False) -> None:
         super().__init__()
         self.in_dims, self.out_dims, self.zero_init = list(in_dims), list(out_dims), zero_init

@@ -22,6 +22,7 @@ from wam_video.data.processor import WAMProcessor
 from wam_video.data.schema import EmbodimentSpec
 from wam_video.data.windows import WindowConfig
 from wam_video.errors import CheckpointError, ConfigError
+from wam_video.models.backbones import backbone_arguments
 from wam_video.models.text import build_byte_t5, encode_text
 from wam_video.models.transformer import WAMTransformer
 from wam_video.models.video_codec import Codec, PixelCodec, latent_channels, num_latents, spatial_factor
@@ -87,11 +88,11 @@ class TrainingModule(nn.Module):
 
 
 def build_parts(config: TrainConfig, embodiments: Mapping[str, EmbodimentSpec], processor: WAMProcessor) -> Parts:
-    """Build every part of the model; the trained ones with weights drawn from the seed, or those of `init_from`.
+    """Build every part of the model; the trained ones with weights drawn from the seed, or of `backbone` or `init_from`.
 
     Raises:
-        ConfigError: The windows don't fit the codec and the patches.
-        CheckpointError: `init_from` does not fit.
+        ConfigError: The windows don't fit the codec and the patches, or the parts don't fit the backbone.
+        CheckpointError: `backbone` or `init_from` does not fit.
     """
     codec = build_codec(config.codec)
     check_sizes(config, codec, processor.window)
@@ -100,7 +101,7 @@ def build_parts(config: TrainConfig, embodiments: Mapping[str, EmbodimentSpec], 
     arguments = transformer_arguments(config, embodiments, latent_channels(codec), text_encoder.config.d_model)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        transformer = WAMTransformer(**arguments)
+        transformer = _build_transformer(config.backbone, arguments)
     parts = Parts(
         transformer=transformer, codec=codec, tokenizer=tokenizer, text_encoder=text_encoder, processor=processor
     )
@@ -111,6 +112,18 @@ def build_parts(config: TrainConfig, embodiments: Mapping[str, EmbodimentSpec], 
     if config.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     return parts
+
+
+def _build_transformer(backbone: str | None, arguments: dict[str, Any]) -> WAMTransformer:
+    if backbone is None:
+        return WAMTransformer(**arguments)
+    transformer = WAMTransformer.from_wan(backbone, **arguments).train()
+    if transformer.config.condition_channels or transformer.config.image_dim:
+        raise ConfigError(
+            f"backbone {backbone!r} is an image-to-video network, whose condition the training loop does not make; "
+            "allowed: Wan2.1 text-to-video, Wan2.2 TI2V 5B"
+        )
+    return transformer
 
 
 def check_sizes(config: TrainConfig, codec: Codec, window: WindowConfig) -> None:
@@ -142,8 +155,11 @@ def build_on_meta(config: TrainConfig, embodiments: Mapping[str, EmbodimentSpec]
         text_dim = text.d_model
     else:
         text_dim = text.channels or AutoConfig.from_pretrained(text.path, subfolder=text.subfolder).d_model
+    arguments = transformer_arguments(config, embodiments, channels, text_dim)
+    if config.backbone is not None:
+        arguments = backbone_arguments(WAMTransformer, config.backbone, arguments)
     with torch.device("meta"):
-        return WAMTransformer(**transformer_arguments(config, embodiments, channels, text_dim))
+        return WAMTransformer(**arguments)
 
 
 def count_parameters(config: TrainConfig, embodiments: Mapping[str, EmbodimentSpec]) -> int:

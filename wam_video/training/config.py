@@ -153,6 +153,8 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
+    backbone: str | None = None
+    """Folder or hub id, in diffusers' format, of the Wan network that the run starts from; its shape need not be set again."""
     init_from: str | None = None
     """Checkpoint folder whose weights the run starts from; layers of embodiments that it does not know start fresh."""
     scheduler: dict[str, Any] = field(default_factory=dict)
