@@ -9,8 +9,9 @@ out=runs/quickstart
 say() { printf '\n== %s\n' "$*"; }
 
 say "1/4 data: a scripted pusher of varied skill in the PushT simulator, written as shards"
+# Another seed than the shipped checkpoint was trained on, so that it has seen none of these episodes.
 [ -f "$out/shards/manifest.json" ] ||
-  wam-video data convert "pusht:episodes=${EPISODES:-120},image_size=64" --name pusht --size 64x64 --output "$out/shards"
+  wam-video data convert "pusht:episodes=${EPISODES:-120},seed=1,image_size=64" --name pusht --size 64x64 --output "$out/shards"
 wam-video data inspect "$out/shards" --output "$out/data.html"
 
 say "2/4 train, stop after a minute, and go on where it stopped with the same command"
