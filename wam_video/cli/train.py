@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wam_video.cli.command import DONE, FAILED, run
 from wam_video.config import load, to_yaml
@@ -141,7 +141,7 @@ class _StopRequest:
 
     def __init__(self) -> None:
         self._made = False
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     def is_made(self) -> bool:
         """Say whether a signal has come."""

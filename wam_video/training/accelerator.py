@@ -10,6 +10,7 @@ micro-batches and processes. DDP and DeepSpeed take means; `Engine.backward` mul
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -60,9 +61,9 @@ class Engine:
     def __init__(self, config: EngineConfig, accelerator: Accelerator) -> None:
         self._config = config
         self._accelerator = accelerator
-        self._wrapped: nn.Module | None = None
-        self._module: nn.Module | None = None
-        self._optimizer: torch.optim.Optimizer | None = None
+        self._wrapped: Any = None  # DDP, a DeepSpeed engine or the module itself
+        self._module: Any = None
+        self._optimizer: Any = None
 
     @property
     def kind(self) -> str:
@@ -118,7 +119,7 @@ class Engine:
         else:
             self._wrapped = self._accelerator.prepare(module)
 
-    def forward(self, *args: object) -> object:
+    def forward(self, *args: Any) -> Any:
         """Run the wrapped module."""
         return self._wrapped(*args)
 
@@ -158,7 +159,9 @@ class Engine:
 
     def sum(self, values: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
         """Return the sum of a tensor over all processes."""
-        return values if self.num_processes == 1 else self._accelerator.reduce(values, reduction="sum")
+        if self.num_processes == 1:
+            return values
+        return self._accelerator.reduce(values, reduction="sum")  # type: ignore[return-value]
 
     def wait(self) -> None:
         """Wait for every process."""

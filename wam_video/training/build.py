@@ -55,7 +55,7 @@ class TrainingModule(nn.Module):
     def __init__(self, parts: Parts, *, train_text: bool) -> None:
         super().__init__()
         self.transformer = parts.transformer
-        self.text_encoder = parts.text_encoder if train_text else None
+        self.text_encoder: PreTrainedModel | None = parts.text_encoder if train_text else None
         self._tokenizer = parts.tokenizer
 
     def forward(
@@ -63,8 +63,10 @@ class TrainingModule(nn.Module):
     ) -> tuple[Float[Tensor, "b v c t h w"] | None, Float[Tensor, "b ta da"] | None]:
         """Predict the video and the actions of a noisy sample; a tuple, for DeepSpeed finds tensors in nothing richer."""
         dtype = self.transformer.proj_out.weight.dtype
-        text = sample.text_embeds if self.text_encoder is None else self._encode(sample.prompts)
+        text = self._encode(sample.prompts) if sample.text_embeds is None else sample.text_embeds
         noisy = sample.noisy
+        if noisy.x_t.video is None or noisy.clocks.video is None:
+            raise ValueError("a training sample has at least its context frames")
         prediction = self.transformer(
             latents=noisy.x_t.video.to(dtype),
             t_video=noisy.clocks.video,
@@ -82,6 +84,8 @@ class TrainingModule(nn.Module):
         return prediction.video, prediction.actions
 
     def _encode(self, prompts: tuple[str, ...]) -> Tensor:
+        if self.text_encoder is None:
+            raise ValueError("the text encoder is frozen, so the sample must bring text_embeds")
         distinct = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
         rows = encode_text(self._tokenizer, self.text_encoder, list(distinct))
         return rows[[distinct[prompt] for prompt in prompts]]
@@ -118,7 +122,7 @@ def _build_transformer(backbone: str | None, arguments: dict[str, Any]) -> WAMTr
     if backbone is None:
         return WAMTransformer(**arguments)
     transformer = WAMTransformer.from_wan(backbone, **arguments).train()
-    if transformer.config.condition_channels or transformer.config.image_dim:
+    if transformer.config["condition_channels"] or transformer.config["image_dim"]:
         raise ConfigError(
             f"backbone {backbone!r} is an image-to-video network, whose condition the training loop does not make; "
             "allowed: Wan2.1 text-to-video, Wan2.2 TI2V 5B"
@@ -147,19 +151,21 @@ def check_sizes(config: TrainConfig, codec: Codec, window: WindowConfig) -> None
 def build_on_meta(config: TrainConfig, embodiments: Mapping[str, EmbodimentSpec]) -> WAMTransformer:
     """Return the network without memory for its weights; reads those configs of pretrained parts that yours leaves open."""
     codec, text = config.codec, config.text
-    if codec.kind == "pixel":
-        channels = 3 * codec.patch_size**2
-    else:
-        channels = codec.latent_channels or AutoencoderKLWan.load_config(codec.path, subfolder=codec.subfolder)["z_dim"]
+    channels = codec.latent_channels or _wan_channels(codec) if codec.kind == "wan" else 3 * codec.patch_size**2
     if text.kind == "byte_t5":
         text_dim = text.d_model
     else:
-        text_dim = text.channels or AutoConfig.from_pretrained(text.path, subfolder=text.subfolder).d_model
+        text_dim = text.channels or AutoConfig.from_pretrained(str(text.path), subfolder=text.subfolder).d_model
     arguments = transformer_arguments(config, embodiments, channels, text_dim)
     if config.backbone is not None:
         arguments = backbone_arguments(WAMTransformer, config.backbone, arguments)
     with torch.device("meta"):
         return WAMTransformer(**arguments)
+
+
+def _wan_channels(codec: CodecConfig) -> int:
+    config: Any = AutoencoderKLWan.load_config(str(codec.path), subfolder=codec.subfolder)
+    return int(config["z_dim"])
 
 
 def count_parameters(config: TrainConfig, embodiments: Mapping[str, EmbodimentSpec]) -> int:
@@ -195,9 +201,9 @@ def build_text(config: TextConfig, seed: int) -> tuple[PreTrainedTokenizerBase, 
     tokenizer = AutoTokenizer.from_pretrained(
         config.path, subfolder=config.tokenizer_subfolder, model_max_length=config.max_length
     )
-    umt5 = AutoConfig.from_pretrained(config.path, subfolder=config.subfolder).model_type == "umt5"
+    umt5 = AutoConfig.from_pretrained(str(config.path), subfolder=config.subfolder).model_type == "umt5"
     kind = UMT5EncoderModel if umt5 else T5EncoderModel
-    return tokenizer, kind.from_pretrained(config.path, subfolder=config.subfolder).eval()
+    return tokenizer, kind.from_pretrained(str(config.path), subfolder=config.subfolder).eval()
 
 
 def transformer_arguments(
@@ -230,8 +236,8 @@ def load_initial_weights(parts: Parts, folder: Path) -> None:
             f"init_from is {str(folder)!r}, which has no transformer/config.json; give a checkpoint folder"
         )
     source = WAMTransformer.from_pretrained(folder / "transformer")
-    old = {body["name"]: row for row, body in enumerate(source.config.embodiments)}
-    new = {body["name"]: row for row, body in enumerate(parts.transformer.config.embodiments)}
+    old = {body["name"]: row for row, body in enumerate(source.config["embodiments"])}
+    new = {body["name"]: row for row, body in enumerate(parts.transformer.config["embodiments"])}
     target, weights = parts.transformer.state_dict(), source.state_dict()
     with torch.no_grad():
         for name, value in target.items():

@@ -49,13 +49,13 @@ class LogCallback:
         self._steps += 1
         self._wait_s += result.wait_s
         if result.step % self._every == 0 or result.step == trainer.config.steps:
-            self._write(trainer, result)
+            self._write(trainer, result, self._sums)
 
     def on_end(self, trainer: "Trainer") -> None:
         """Nothing: the last line was written with the last step."""
 
-    def _write(self, trainer: "Trainer", result: "StepResult") -> None:
-        sums = trainer.engine.sum(self._sums)
+    def _write(self, trainer: "Trainer", result: "StepResult", sums: Tensor) -> None:
+        sums = trainer.engine.sum(sums)
         now = time.perf_counter()
         seconds = max(now - self._since, 1e-9)
         rate = self._steps / seconds

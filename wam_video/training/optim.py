@@ -33,7 +33,7 @@ def build_optimizer(config: OptimConfig, module: nn.Module) -> torch.optim.AdamW
         {"params": [p for name, p in named if not decays(name, p)], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=tuple(config.betas), eps=config.eps, fused=True)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps, fused=True)
 
 
 def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:

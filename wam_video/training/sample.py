@@ -6,7 +6,7 @@ is the same however the batch is cut into ranks and micro-batches.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,8 +19,6 @@ from wam_video.flow.solvers import State
 from wam_video.models.text import encode_text
 from wam_video.models.video_codec import Codec, encode, latent_mask, latent_times, num_latents
 from wam_video.tensors import Batch, to_unit_range
-
-T = TypeVar("T")
 
 _ODD = 0x9E3779B1
 """Odd, so that index -> seed is one to one on 32 bits (all that the CPU generator takes)."""
@@ -161,10 +159,10 @@ class Sampler:
             video_count=video_count,
             action_count=action_count,
             keys=batch.keys,
-            **{name: None if value is None else value.to(device) for name, value in facts.items()},
+            **{name: _move(value, device) for name, value in facts.items()},
         )
 
-    def _clean(self, batch: Batch, device: torch.device) -> tuple[State, dict[str, Tensor | None]]:
+    def _clean(self, batch: Batch, device: torch.device) -> tuple[State, dict[str, Any]]:
         embodiment = self._processor.indices(batch.embodiments)
         actions = self._processor.normalize_actions(batch.actions, embodiment)
         actions = torch.where(batch.action_mask, actions, torch.zeros_like(actions))
@@ -188,6 +186,8 @@ class Sampler:
         """Draw each window's uniform numbers and noise; context frames need noise only where they are missing."""
         missing = ~frame_mask[:, :, :num_context].any(dim=1).all(dim=1)
         uniforms = torch.empty(len(batch), NUM_UNIFORMS + 1)
+        if clean.actions is None or clean.video is None:
+            raise ValueError("noise is drawn for both modalities, before either is left out")
         actions = torch.empty(clean.actions.shape)
         video = torch.zeros(clean.video.shape)
         future = video.new_empty(len(batch), video[0, :, :, num_context:].numel())
@@ -224,8 +224,8 @@ def target_counts(
     config: LossConfig, noisy: NoisySample, num_context: int
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
     """Return the counts of `flow.loss.loss_terms` without a prediction, for they are summed over ranks before it."""
-    clock = noisy.clocks.actions if noisy.clocks.actions is not None else noisy.clocks.video
-    video = actions = torch.zeros(len(clock), device=clock.device)
+    rows = next(clock for clock in (noisy.clocks.video, noisy.clocks.actions) if clock is not None)
+    video = actions = torch.zeros(len(rows), device=rows.device)
     if noisy.video_mask is not None:
         video = video_weights(config, noisy, num_context).flatten(1).sum(dim=1)
     if noisy.action_mask is not None:
@@ -234,14 +234,14 @@ def target_counts(
 
 
 def _without_future(state: State, num_context: int) -> State:
-    return replace(state, video=state.video[:, :, :, :num_context])
+    return state if state.video is None else replace(state, video=state.video[:, :, :, :num_context])
 
 
-def _move(value: T, device: torch.device) -> T:
+def _move(value: Any, device: torch.device) -> Any:
     """Move every tensor in a tree of dataclasses."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
-    if is_dataclass(value):
+    if is_dataclass(value) and not isinstance(value, type):
         moved: dict[str, Any] = {f.name: _move(getattr(value, f.name), device) for f in fields(value)}
         return replace(value, **moved)
     return value

@@ -76,8 +76,8 @@ class Trainer:
         self.parts: Parts = build_parts(config, feed.embodiments, processor)
         module = TrainingModule(self.parts, train_text=config.text.train).to(engine.device).train()
         self.parts.text_encoder.eval()  # trained or not: dropout would tie a step's bits to the global random state
-        self.parts.codec.to(engine.device)
-        self.parts.text_encoder.to(engine.device)
+        self.parts.codec.to(engine.device)  # type: ignore[arg-type]
+        self.parts.text_encoder.to(engine.device)  # type: ignore[arg-type]
         self.ema = EMA(config.ema, module)
         engine.prepare(module, build_optimizer(config.optim, module))
         self.sampler = Sampler(
@@ -89,7 +89,7 @@ class Trainer:
             None if config.text.train else TextCache(self.parts.tokenizer, self.parts.text_encoder),
         )
         self._store = checkpoint.CheckpointStore(self.output / "checkpoints", keep_last=config.keep_last)
-        self._facts = {"config": to_dict(config), "data": {"stats_hash": processor.config.stats_hash}}
+        self._facts = {"config": to_dict(config), "data": {"stats_hash": processor.config["stats_hash"]}}
         self._resume()
         self.start_step = self.progress.step
 
@@ -149,7 +149,7 @@ class Trainer:
         """Do one optimizer step; None if it is time to stop, for which one process's word is enough."""
         step = self.progress.step
         samples, wait_s = self._samples(batches, step)
-        counts = torch.stack([sum(s.video_count.sum() for s in samples), sum(s.action_count.sum() for s in samples)])
+        counts = torch.stack([torch.stack([s.video_count.sum(), s.action_count.sum()]) for s in samples]).sum(dim=0)
         wishes = counts.new_tensor([float(self._is_time_up()), float(self._should_stop())])
         counts, wishes = self.engine.sum(torch.cat([counts, wishes])).split(2)
         time_is_up, self.interrupted = (wishes > 0).tolist()

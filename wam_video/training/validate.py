@@ -54,6 +54,8 @@ def _batch_sums(trainer: "Trainer", batch: Batch) -> dict[str, Float[Tensor, " 2
         for control in (False, True) if mode == "forward" else (False,):
             if control:
                 x_t = sample.noisy.x_t
+                if x_t.actions is None:
+                    continue
                 half = max(len(batch) // 2, 1)  # neighbours are often of one episode, whose actions are alike
                 sample = replace(
                     sample, noisy=replace(sample.noisy, x_t=replace(x_t, actions=x_t.actions.roll(half, dims=0)))
