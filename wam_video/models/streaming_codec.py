@@ -88,8 +88,8 @@ def _encode_group(
         raise ConfigError("the codec is set to tile, which streams can't; call codec.disable_tiling() first")
     cache = list(features) or [None] * sum(isinstance(m, WanCausalConv3d) for m in codec.encoder.modules())
     inputs = frames.to(codec.dtype)
-    if codec.config.patch_size is not None:
-        inputs = patchify(inputs, codec.config.patch_size)
+    if codec.config["patch_size"] is not None:
+        inputs = patchify(inputs, codec.config["patch_size"])
     hidden = codec.encoder(
         inputs, feat_cache=cache, feat_idx=[0]
     )  # replaces the list's entries, never writes into them

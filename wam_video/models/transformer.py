@@ -153,7 +153,7 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
     @property
     def prediction_kinds(self) -> tuple[PredictionType, PredictionType]:
         """What is put out for video and for actions."""
-        return self.config.video_prediction, self.config.action_prediction
+        return self.config["video_prediction"], self.config["action_prediction"]
 
     def forward(  # noqa: PLR0913 - each tensor of a sample by its name; they belong together only here
         self,
@@ -199,7 +199,7 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
         if actions is None or t_action is None or action_times is None:
             actions = None
             t_action = action_times = t_video.new_zeros(batch, 0)
-        patch = self.config.patch_size
+        patch = self.config["patch_size"]
         layout = TokenLayout(
             views=views,
             frames=frames // patch[0],
@@ -207,20 +207,20 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
             width=width // patch[2],
             state=1,
             actions=t_action.shape[1],
-            registers=self.config.num_registers,
+            registers=self.config["num_registers"],
         )
         pixels = latents if condition is None else torch.cat([latents, condition.to(latents)], dim=2)
         parts = self._embed(pixels, actions, state, state_mask, embodiment)
-        separate = self.config.action_coupling == "gated"
+        separate = self.config["action_coupling"] == "gated"
         xs = list(parts) if separate else [torch.cat(parts, dim=1)]
         slots = [each.to(latents.device) for each in layout.stream_slots(separate=separate)]
         clocks = layout.stream_times(t_video, t_action, separate=separate)
-        positions = layout.positions(latent_times, action_times, self.config.rope_rate)
+        positions = layout.positions(latent_times, action_times, self.config["rope_rate"])
         positions = positions.split([x.shape[1] for x in xs], dim=1)
-        if self.config.absolute_positions:
+        if self.config["absolute_positions"]:
             xs = [x + sinusoids(at, x.shape[-1]).type_as(x) for x, at in zip(xs, positions, strict=True)]
         times, text, image = self.condition_embedder(clocks, text_embeds, image_embeds)
-        rotaries = [rotary_angles(at, self.config.attention_head_dim, self.config.rope_theta) for at in positions]
+        rotaries = [rotary_angles(at, self.config["attention_head_dim"], self.config["rope_theta"]) for at in positions]
         streams = [Stream(time[1], at, rotary) for time, at, rotary in zip(times, slots, rotaries, strict=True)]
         mask = _view_attention_mask(layout, view_mask)
         for block in self.blocks:
@@ -232,7 +232,7 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
         return self._read_out(outs, layout, latents, embodiment, num_context)
 
     def _check_conditions(self, condition: Tensor | None, image_embeds: Tensor | None) -> None:
-        channels, width = self.config.condition_channels, self.config.image_dim or 0
+        channels, width = self.config["condition_channels"], self.config["image_dim"] or 0
         given = 0 if condition is None else condition.shape[2]
         if given != channels:
             raise ConfigError(
@@ -261,11 +261,11 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
         if state is None or state_mask is None:
             state_token = self.no_state.to(x).expand(batch, 1, -1)
         else:
-            token = self.state_embedder(octave_features(state[:, None].to(x), self.config.input_octaves), embodiment)
+            token = self.state_embedder(octave_features(state[:, None].to(x), self.config["input_octaves"]), embodiment)
             state_token = torch.where(state_mask.any(-1)[:, None, None], token, self.no_state.to(x))
         others = [state_token]
         if actions is not None:
-            features = octave_features(actions.to(x), self.config.input_octaves)
+            features = octave_features(actions.to(x), self.config["input_octaves"])
             others.append(self.action_embedder(features, embodiment))
         return x, torch.cat([*others, self.registers.to(x).expand(batch, -1, -1)], dim=1)
 
@@ -284,7 +284,7 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
         num_context: int,
     ) -> Prediction:
         x = torch.cat(outs, dim=1)
-        pt, ph, pw = self.config.patch_size
+        pt, ph, pw = self.config["patch_size"]
         video = rearrange(
             self.proj_out(x[:, : layout.num_video]),
             "b (t v h w) (pt ph pw c) -> b v c (t pt) (h ph) (w pw)",
@@ -295,7 +295,7 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
             ph=ph,
             pw=pw,
         )
-        if self.config.residual_video:
+        if self.config["residual_video"]:
             video = video + latents[:, :, :, num_context - 1 : num_context]
         actions = None
         if layout.actions:

@@ -34,17 +34,17 @@ class PixelCodec(ModelMixin, ConfigMixin):
     @property
     def latent_channels(self) -> int:
         """Channels of a latent: three colours of each pixel of a patch."""
-        return 3 * self.config.patch_size**2
+        return 3 * self.config["patch_size"] ** 2
 
     def encode(self, video: Float[Tensor, "b 3 f h w"]) -> Float[Tensor, "b c f h2 w2"]:
         """Return the latents of a video in [-1, 1]."""
-        p = self.config.patch_size
+        p = self.config["patch_size"]
         patches = rearrange(video, "b c f (h p) (w q) -> b (c p q) f h w", p=p, q=p)
         return (patches - self.latents_mean) / self.latents_std
 
     def decode(self, latents: Float[Tensor, "b c f h2 w2"]) -> Float[Tensor, "b 3 f h w"]:
         """Return the video of latents; the exact inverse of `encode`."""
-        p = self.config.patch_size
+        p = self.config["patch_size"]
         video = latents * self.latents_std + self.latents_mean
         return rearrange(video, "b (c p q) f h w -> b c f (h p) (w q)", p=p, q=p)
 
@@ -54,17 +54,19 @@ Codec = PixelCodec | AutoencoderKLWan
 
 def temporal_factor(codec: Codec) -> int:
     """Frames in a latent frame after the first."""
-    return 1 if isinstance(codec, PixelCodec) else int(codec.config.scale_factor_temporal)
+    return 1 if isinstance(codec, PixelCodec) else int(codec.config["scale_factor_temporal"])
 
 
 def spatial_factor(codec: Codec) -> int:
     """Pixels along the side of a latent site."""
-    return int(codec.config.patch_size) if isinstance(codec, PixelCodec) else int(codec.config.scale_factor_spatial)
+    return (
+        int(codec.config["patch_size"]) if isinstance(codec, PixelCodec) else int(codec.config["scale_factor_spatial"])
+    )
 
 
 def latent_channels(codec: Codec) -> int:
     """Channels of a latent."""
-    return codec.latent_channels if isinstance(codec, PixelCodec) else int(codec.config.z_dim)
+    return codec.latent_channels if isinstance(codec, PixelCodec) else int(codec.config["z_dim"])
 
 
 def num_latents(codec: Codec, num_frames: int) -> int:
@@ -165,4 +167,4 @@ def latent_statistics(
     def column(values: Any) -> Tensor:
         return torch.tensor(values, device=like.device, dtype=like.dtype).reshape(1, -1, 1, 1, 1)
 
-    return column(codec.config.latents_mean), column(codec.config.latents_std)
+    return column(codec.config["latents_mean"]), column(codec.config["latents_std"])
