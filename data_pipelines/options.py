@@ -1,5 +1,6 @@
 """What every source does with its options and with names that can't stand in a shard."""
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import fields
@@ -28,6 +29,19 @@ def build_options(schema: type[C], source: str, options: Mapping[str, Any]) -> C
 def safe_name(text: str, default: str = "unnamed") -> str:
     """Return `text` with everything that a shard's names can't hold (dots, spaces, ...) turned into `_`."""
     return re.sub(r"[^A-Za-z0-9_-]+", "_", text).strip("_-") or default
+
+
+def episode_name(*parts: str, limit: int = 60) -> str:
+    """Return an episode id made of `parts`; a first part that is too long is cut and told apart by its hash.
+
+    A shard's member name has 100 letters at most, and file names of tasks are long sentences.
+    """
+    first, rest = safe_name(parts[0]), [safe_name(part) for part in parts[1:]]
+    room = limit - sum(len(part) + 1 for part in rest)
+    if len(first) > room:
+        digest = hashlib.sha256(first.encode()).hexdigest()[:8]
+        first = f"{first[: max(room - 9, 1)].rstrip('_-')}-{digest}"
+    return "-".join([first, *rest])
 
 
 def _convert(source: str, key: str, kind: Any, value: Any) -> Any:

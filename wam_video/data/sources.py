@@ -17,8 +17,10 @@ from wam_video.errors import ConfigError, WamError, one_of
 ENTRY_POINT_GROUP = "wam_video.sources"
 
 BUILT_IN = {
+    "aloha": "data_pipelines.aloha:AlohaSource",
     "lerobot": "data_pipelines.lerobot:LeRobotSource",
     "pusht": "data_pipelines.pusht:PushTSource",
+    "robomimic": "data_pipelines.robomimic:RobomimicSource",
     "video": "data_pipelines.video:VideoSource",
 }
 """Found even when the package runs from a plain checkout that was never installed."""
