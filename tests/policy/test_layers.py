@@ -15,6 +15,8 @@ AGAINST_THE_GRAIN = {
     "wam_video/evaluation/fakes.py": "import wam_video.testing",
     "wam_video/evaluation/launcher.py": "import accelerate",
     "wam_video/flow/files.py": "import safetensors",
+    "wam_video/data/hen.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import wam_video.data.egg",
+    "wam_video/data/egg.py": "import wam_video.data.hen",
 }
 PACKAGES = ("cli", "evaluation", "training", "inference", "models", "flow", "data")
 MODULES = ("config", "tensors", "errors", "log", "testing")

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,12 @@ from wam_video.tensors import Batch, Prediction
 from wam_video.training import checkpoint, state
 from wam_video.training.accelerator import Engine
 from wam_video.training.build import Parts, TrainingModule, build_parts
-from wam_video.training.callbacks import Callback
 from wam_video.training.config import TrainConfig
 from wam_video.training.ema import EMA
 from wam_video.training.feed import Feed
 from wam_video.training.metrics import REGIONS, Tracker, region_sums
 from wam_video.training.optim import build_optimizer, learning_rate, set_learning_rate
+from wam_video.training.run import Callback, StepResult
 from wam_video.training.sample import Sampler, SamplerConfig, TextCache, TrainingSample, is_video_absent
 
 _LOG = get_logger(__name__)
@@ -31,22 +30,6 @@ _LOG = get_logger(__name__)
 
 class TrainingFailedError(RuntimeError):
     """The losses or gradients of too many steps in a row were not finite."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepResult:
-    """One step, as the callbacks see it."""
-
-    step: int
-    """Steps done, with this one."""
-    regions: Float[Tensor, "2 regions"]
-    """This process's sums of `metrics.region_sums`, on the device."""
-    grad_norm: float
-    lr: float
-    applied: bool
-    """False where the gradient was not finite and the update was skipped."""
-    wait_s: float
-    """Seconds spent waiting for data."""
 
 
 class Trainer:

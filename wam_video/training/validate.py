@@ -5,7 +5,6 @@ What the modes are really worth (sampled, in physical units, against controls) i
 """
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -14,43 +13,41 @@ from torch import Tensor
 from wam_video.flow.loss import loss_terms
 from wam_video.flow.modes import MODES, Role
 from wam_video.tensors import Batch, Prediction
-
-if TYPE_CHECKING:
-    from wam_video.training.trainer import Trainer
+from wam_video.training.run import Run
 
 
-def validation_losses(trainer: "Trainer") -> dict[str, float]:
+def validation_losses(run: Run) -> dict[str, float]:
     """Return the mean errors of each mode on the held-out windows, every process doing its share.
 
     `val_forward_shuffled` is the control of `val_forward`: the same video with another window's actions. A network that
     ignores the actions has the same error in both.
     """
-    module = trainer.engine.module
+    module = run.engine.module
     rows: dict[str, Tensor] = {}
     was_training = module.training
     module.eval()
     with torch.no_grad():
-        for number, batch in enumerate(trainer.validation_batches()):
-            if number % trainer.engine.num_processes == trainer.engine.rank:
-                for name, sums in _batch_sums(trainer, batch).items():
+        for number, batch in enumerate(run.validation_batches()):
+            if number % run.engine.num_processes == run.engine.rank:
+                for name, sums in _batch_sums(run, batch).items():
                     rows[name] = rows.get(name, 0) + sums
     module.train(was_training)
-    trainer.parts.text_encoder.eval()
+    run.parts.text_encoder.eval()
     names = [f"val_{part}" for part in _PARTS]
-    table = torch.stack([rows.get(name, torch.zeros(2, device=trainer.engine.device)) for name in names])
-    totals = trainer.engine.sum(table).tolist()
+    table = torch.stack([rows.get(name, torch.zeros(2, device=run.engine.device)) for name in names])
+    totals = run.engine.sum(table).tolist()
     return {name: total / count for name, (total, count) in zip(names, totals, strict=True) if count > 0}
 
 
 _PARTS = ("policy", "forward", "forward_shuffled", "inverse", "video", "joint_video", "joint_action")
 
 
-def _batch_sums(trainer: "Trainer", batch: Batch) -> dict[str, Float[Tensor, " 2"]]:
+def _batch_sums(run: Run, batch: Batch) -> dict[str, Float[Tensor, " 2"]]:
     t = (torch.arange(len(batch)) + 0.5) / len(batch)  # spread evenly over the path
     clock = {Role.GIVEN: torch.zeros_like(t), Role.GENERATE: t, Role.UNKNOWN: torch.ones_like(t)}
     sums: dict[str, Tensor] = {}
     for mode, spec in MODES.items():
-        sample = trainer.sampler(batch, trainer.engine.device, clocks=(clock[spec.video], clock[spec.actions]))
+        sample = run.sampler(batch, run.engine.device, clocks=(clock[spec.video], clock[spec.actions]))
         for control in (False, True) if mode == "forward" else (False,):
             if control:
                 x_t = sample.noisy.x_t
@@ -60,11 +57,11 @@ def _batch_sums(trainer: "Trainer", batch: Batch) -> dict[str, Float[Tensor, " 2
                 sample = replace(
                     sample, noisy=replace(sample.noisy, x_t=replace(x_t, actions=x_t.actions.roll(half, dims=0)))
                 )
-            with torch.autocast(trainer.engine.device.type, torch.bfloat16, enabled=trainer.engine.precision == "bf16"):
-                video, actions = trainer.engine.module(sample)
-            kinds = trainer.parts.transformer.prediction_kinds
+            with torch.autocast(run.engine.device.type, torch.bfloat16, enabled=run.engine.precision == "bf16"):
+                video, actions = run.engine.module(sample)
+            kinds = run.parts.transformer.prediction_kinds
             terms = loss_terms(
-                trainer.config.loss, Prediction(video=video, actions=actions), sample.noisy, kinds, sample.num_context
+                run.config.loss, Prediction(video=video, actions=actions), sample.noisy, kinds, sample.num_context
             )
             name = f"val_{mode}" + ("_shuffled" if control else "")
             both = spec.gives_video and spec.gives_actions

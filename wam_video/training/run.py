@@ -1,0 +1,81 @@
+"""A run as its callbacks and its validation see it: the little of the trainer that they need, and what a step tells them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from jaxtyping import Float
+from torch import Tensor
+
+from wam_video.tensors import Batch
+from wam_video.training.accelerator import Engine
+from wam_video.training.build import Parts
+from wam_video.training.config import TrainConfig
+from wam_video.training.ema import EMA
+from wam_video.training.sample import Sampler
+from wam_video.training.state import Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """One step, as the callbacks see it."""
+
+    step: int
+    """Steps done, with this one."""
+    regions: Float[Tensor, "2 regions"]
+    """This process's sums of `metrics.region_sums`, on the device."""
+    grad_norm: float
+    lr: float
+    applied: bool
+    """False where the gradient was not finite and the update was skipped."""
+    wait_s: float
+    """Seconds spent waiting for data."""
+
+
+class Run(Protocol):
+    """A training run under way; `trainer.Trainer` is one."""
+
+    config: TrainConfig
+    engine: Engine
+    parts: Parts
+    ema: EMA
+    sampler: Sampler
+    progress: Progress
+    start_step: int
+    """Steps that were done before this start."""
+    interrupted: bool
+    """True on every process once one was asked to stop: then only a checkpoint is written."""
+
+    @property
+    def samples_per_step(self) -> int:
+        """Windows in a step over all processes."""
+        ...
+
+    def elapsed_s(self) -> float:
+        """Return the seconds since the loop of this process started."""
+        ...
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Send numbers to the trackers (of the main process)."""
+        ...
+
+    def save(self) -> Path:
+        """Write a checkpoint of where the run is."""
+        ...
+
+    def validation_batches(self) -> list[Batch]:
+        """Return the held-out windows, read once."""
+        ...
+
+
+class Callback(Protocol):
+    """A hook of the loop; every process calls it, so collectives are allowed."""
+
+    def on_step(self, run: Run, result: StepResult) -> None:
+        """React to a step that was done."""
+        ...
+
+    def on_end(self, run: Run) -> None:
+        """React to the end of the run, before the processes part."""
+        ...
