@@ -21,6 +21,7 @@ BUILT_IN = {
     "lerobot": "data_pipelines.lerobot:LeRobotSource",
     "pusht": "data_pipelines.pusht:PushTSource",
     "robomimic": "data_pipelines.robomimic:RobomimicSource",
+    "umi": "data_pipelines.umi:UmiSource",
     "video": "data_pipelines.video:VideoSource",
 }
 """Found even when the package runs from a plain checkout that was never installed."""
