@@ -20,6 +20,7 @@ BUILT_IN = {
     "aloha": "data_pipelines.aloha:AlohaSource",
     "lerobot": "data_pipelines.lerobot:LeRobotSource",
     "pusht": "data_pipelines.pusht:PushTSource",
+    "rlds": "data_pipelines.rlds:RldsSource",
     "robomimic": "data_pipelines.robomimic:RobomimicSource",
     "umi": "data_pipelines.umi:UmiSource",
     "video": "data_pipelines.video:VideoSource",
