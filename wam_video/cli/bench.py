@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -76,7 +77,7 @@ def bench_train(args: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def _shape(args: argparse.Namespace) -> dict[str, int]:
+def _shape(args: argparse.Namespace) -> dict[str, Any]:
     dim = args.heads * args.head_dim
     return dict(
         num_layers=args.layers,

@@ -72,7 +72,8 @@ class EmbodimentSpec:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "EmbodimentSpec":
         """Rebuild a spec from its JSON form (lists become tuples)."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**fields)
 
 
 class ViewSource(Protocol):

@@ -63,7 +63,8 @@ def pipeline_sampler(pipe: WAMPipeline, num_inference_steps: int | None = None) 
         made = pipe.predict(
             batch, mode.value, num_inference_steps=num_inference_steps, generator=list(seeds), output_type="pt"
         )
-        return Generated(actions=made.actions, video=made.video)
+        actions, video = (None if x is None else torch.as_tensor(x) for x in (made.actions, made.video))
+        return Generated(actions=actions, video=video)
 
     return sample
 

@@ -35,7 +35,7 @@ class DensityConfig:
 
     name: str = "independent"
     """One of independent, shared, flash, ordered, logit_normal."""
-    edges: dict[str, float] = field(default_factory=dict)
+    edges: dict[str, float] = field(default_factory=dict[str, float])
     """Share of samples drawn on the path of a mode: `{policy: 0.2, forward: 0.2}`; the rest lies in the interior."""
     start: float = 0.0
     """Share of samples whose free clocks are set to exactly 1, where every path begins."""
@@ -120,4 +120,5 @@ def _marginals(config: DensityConfig, u_video: Tensor, u_action: Tensor) -> tupl
 
 
 def _logit_normal(u: Tensor) -> Tensor:
-    return torch.sigmoid(torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6)))
+    quantile: Tensor = torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6))  # pyright: ignore[reportUnknownMemberType] - torch gives it no type
+    return torch.sigmoid(quantile)

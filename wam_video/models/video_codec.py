@@ -109,7 +109,7 @@ def encode(codec: Codec, video: Float[Tensor, "b v 3 f h w"]) -> Float[Tensor, "
         latents = codec.encode(flat)
     else:
         mean, std = latent_statistics(codec, flat)
-        latents = (codec.encode(flat.to(codec.dtype)).latent_dist.mode().to(flat) - mean) / std
+        latents = (codec.encode(flat.to(codec.dtype), return_dict=False)[0].mode().to(flat) - mean) / std
     return rearrange(latents, "(b v) c t h w -> b v c t h w", v=video.shape[1])
 
 
