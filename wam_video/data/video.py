@@ -4,6 +4,7 @@ decord decodes H.264 and its like; AV1 needs PyAV. Both give the same RGB for th
 """
 
 import io
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -27,6 +28,9 @@ MAX_FRAME_PIXELS = 1 << 26
 _DECORD_CODECS = frozenset({"h264", "hevc", "mpeg4", "mjpeg", "vp8"})
 _DECORD_BROKEN_WIDTHS = frozenset({*range(25), 48, 72})
 """decord 0.6 fails to copy frames of these widths (every even one up to 660 was tried)."""
+
+_DECORD_PLACE = re.compile(r"\[[\d:]+\] \S+:\d+: ")
+"""Time and line of decord's own source, which its messages begin with."""
 
 _SEEK_GAP = 64
 _CHUNK = 32
@@ -88,9 +92,9 @@ def _import_decord(*, required: bool):
         import decord
     except ImportError as error:
         if required:
-            raise MissingDependencyError("decord", "train", "decoder='decord'") from error
+            raise MissingDependencyError("decord", "data", "decoder='decord'") from error
         return None
-    decord.logging.set_level(decord.logging.ERROR)
+    decord.logging.set_level(decord.logging.QUIET)  # its errors come as exceptions; PyAV is quiet by itself
     return decord
 
 
@@ -193,7 +197,8 @@ class _PyAVReader:
 
 
 def _broken(name: str, error: Exception) -> DataError:
-    reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+    told = _DECORD_PLACE.sub("", str(error)).strip()
+    reason = told.splitlines()[0][:120] if told else type(error).__name__
     return DataError(f"video {name!r} can't be decoded ({reason}); it is truncated or no video: make or fetch it again")
 
 
@@ -231,18 +236,18 @@ class FileView:
             decoder: See `open_video`.
         """
         self.path, self.start_frame, self.decoder = Path(path), start_frame, decoder
-        self._num_frames, self._times = num_frames, times
+        self._num_frames = num_frames
+        self._times = None if times is None else np.asarray(times, dtype=np.float64)
 
-    @cached_property
+    @property
     def times(self) -> Float[np.ndarray, " f"]:
         """Seconds of each frame; opens the file if neither times nor a length were given."""
-        if self._times is not None:
-            return np.asarray(self._times, dtype=np.float64)
-        reader = open_video(self.path, decoder=self.decoder)
-        count = self._num_frames if self._num_frames is not None else len(reader) - self.start_frame
-        fps = reader.fps
-        reader.close()
-        return np.arange(count) / fps
+        if self._times is None:
+            reader = open_video(self.path, decoder=self.decoder)
+            count = self._num_frames if self._num_frames is not None else len(reader) - self.start_frame
+            self._times = np.arange(count) / reader.fps
+            reader.close()
+        return self._times
 
     def frames(self) -> Iterator[UInt8[np.ndarray, "h w c"]]:
         """Yield every frame once, in order, holding only a few at a time.

@@ -1,3 +1,5 @@
+import io
+
 import numpy as np
 import pytest
 
@@ -69,8 +71,6 @@ def test_both_decoders_give_the_same_pixels(mp4):
 
 
 def test_keyframes_come_at_least_every_eight_frames_and_nothing_is_reordered(mp4):
-    import io
-
     import av
 
     with av.open(io.BytesIO(mp4)) as container:
@@ -90,6 +90,27 @@ def test_a_truncated_video_is_a_one_line_error(mp4, tmp_path, decoder, kept):
     with pytest.raises(DataError, match=r"cut\.mp4.*truncated") as caught:
         read_all(path, decoder)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("decoder", ["decord", "pyav"])
+def test_a_damaged_video_is_told_in_our_line_only(mp4, tmp_path, decoder, capfd):
+    start = mp4.index(b"mdat") + 500
+    path = tmp_path / "cam.mp4"
+    path.write_bytes(mp4[:start] + bytes(len(mp4) // 3) + mp4[start + len(mp4) // 3 :])
+    with pytest.raises(DataError, match=r"cam\.mp4' can't be decoded \((?!\[\d\d:)\S") as caught:
+        read_all(path, decoder)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == "", "libav wrote to the terminal by itself"
+
+
+def test_decord_would_have_told_more(mp4, capfd):
+    decord = pytest.importorskip("decord")
+    start = mp4.index(b"mdat") + 500
+    decord.logging.set_level(decord.logging.ERROR)
+    reader = decord.VideoReader(io.BytesIO(mp4[:start] + bytes(len(mp4) // 3) + mp4[start + len(mp4) // 3 :]))
+    with pytest.raises(decord.DECORDError):
+        reader.get_batch(range(len(reader)))
+    assert "h264" in capfd.readouterr().err
 
 
 def test_a_missing_file_and_an_unknown_decoder_are_named(tmp_path):
