@@ -1,19 +1,42 @@
 """Self- and cross-attention with Wan's parameter names; the backend is diffusers' choice, in one place."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from diffusers.models.attention import AttentionModuleMixin
-from diffusers.models.attention_dispatch import dispatch_attention_fn
-from jaxtyping import Bool, Float
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from wam_video.models.masks import AttentionMask, Masks
 from wam_video.models.rope import Rotary, apply_rotary
 
 HeadTensor = Float[Tensor, "b n heads k"]
-Mask = Bool[Tensor, "b 1 q n"]
-"""True where a query may look; `q` is 1 if it is the same for all queries."""
+
+
+class Context(NamedTuple):
+    """Keys and values of what cross-attention reads: the prompt, and the image if there is one."""
+
+    text: tuple[HeadTensor, HeadTensor]
+    image: tuple[HeadTensor, HeadTensor] | None
+
+
+class LayerMemory(Protocol):
+    """What a block remembers of earlier calls; `models.kv_cache` has it."""
+
+    @property
+    def past(self) -> tuple[HeadTensor, HeadTensor] | None:
+        """Keys and values of the tokens in the cache; None if there are none."""
+        ...
+
+    def context(self, tower: int) -> Context:
+        """Return what cross-attention of a tower reads."""
+        ...
+
+    def keep(self, key: HeadTensor, value: HeadTensor) -> None:
+        """Take the keys and values of the call's own tokens."""
+        ...
 
 
 class WAMAttnProcessor:
@@ -27,7 +50,7 @@ class WAMAttnProcessor:
         query: HeadTensor,
         key: HeadTensor,
         value: HeadTensor,
-        mask: Mask | None = None,
+        mask: AttentionMask | None = None,
         *,
         parallel: bool = False,
     ) -> Float[Tensor, "b n heads k"]:
@@ -43,6 +66,12 @@ class WAMAttnProcessor:
         return out.type_as(query)
 
 
+def uses_flex(processor: Any) -> bool:
+    """Whether a processor's backend is FlexAttention, which wants block masks."""
+    backend = processor._attention_backend  # noqa: SLF001 - where diffusers' set_attention_backend puts it
+    return backend is not None and AttentionBackendName(backend) is AttentionBackendName.FLEX
+
+
 class WAMAttention(nn.Module, AttentionModuleMixin):
     """What both kinds share: projections; queries and keys RMS-normalised across all heads (`rms_norm_across_heads`)."""
 
@@ -50,13 +79,13 @@ class WAMAttention(nn.Module, AttentionModuleMixin):
     _available_processors = [WAMAttnProcessor]
     processor: Any
 
-    def __init__(self, dim: int, heads: int, head_dim: int, eps: float = 1e-6) -> None:
+    def __init__(self, dim: int, heads: int, head_dim: int, eps: float = 1e-6, *, key_dim: int | None = None) -> None:
         super().__init__()
         inner = heads * head_dim
         self.heads = heads
         self.to_q = nn.Linear(dim, inner)
-        self.to_k = nn.Linear(dim, inner)
-        self.to_v = nn.Linear(dim, inner)
+        self.to_k = nn.Linear(key_dim or dim, inner)
+        self.to_v = nn.Linear(key_dim or dim, inner)
         self.to_out = nn.ModuleList([nn.Linear(inner, dim)])
         self.norm_q = nn.RMSNorm(inner, eps=eps)
         self.norm_k = nn.RMSNorm(inner, eps=eps)
@@ -90,47 +119,81 @@ class WAMSelfAttention(WAMAttention):
         self.side_gate = nn.Parameter(torch.zeros(heads)) if gated else None
 
     def forward(
-        self, streams: Sequence[Float[Tensor, "b n d"]], rotaries: Sequence[Rotary], mask: Mask | None = None
+        self,
+        streams: Sequence[Float[Tensor, "b n d"]],
+        rotaries: Sequence[Rotary],
+        masks: Masks | None = None,
+        *,
+        layers: Sequence["WAMSelfAttention"] | None = None,
+        memory: LayerMemory | None = None,
     ) -> list[Float[Tensor, "b n d"]]:
-        """Return each stream's attention output; `mask` spans the tokens of all streams."""
+        """Return each stream's attention output.
+
+        Args:
+            streams: Tokens.
+            rotaries: The rotation of each stream's tokens.
+            masks: Who sees whom; None: all see all.
+            layers: The projections that each stream goes through, of any widths but with the same heads; None: these here.
+            memory: Keys and values of earlier calls, which come before those of the streams.
+        """
+        layers = layers or [self] * len(streams)
         queries, keys, values = [], [], []
-        for x, rotary in zip(streams, rotaries, strict=True):
-            queries.append(apply_rotary(self.query(x), rotary))
-            key, value = self.key_value(x)
+        for layer, x, rotary in zip(layers, streams, rotaries, strict=True):
+            queries.append(apply_rotary(layer.query(x), rotary))
+            key, value = layer.key_value(x)
             keys.append(apply_rotary(key, rotary))
             values.append(value)
-        if self.side_gate is None:
-            outs = [self.processor(queries[0], keys[0], values[0], mask, parallel=True)]
+        past = None if memory is None else memory.past
+        if memory is not None:
+            memory.keep(_cat(keys), _cat(values))
+        if self.side_gate is None or len(streams) == 1:
+            joint = _cat(queries), _cat(_after(past, 0, keys)), _cat(_after(past, 1, values))
+            out = self.processor(*joint, None if masks is None else masks.whole, parallel=True)
+            outs = [out] if len(streams) == 1 else out.split([query.shape[1] for query in queries], dim=1)
         else:
-            outs = self._gated(self.side_gate, queries, keys, values, mask)
-        return [self.to_out[0](out.flatten(2)) for out in outs]
+            outs = self._gated(self.side_gate, queries, (keys, values), past, masks or Masks(whole=None))
+        return [layer.to_out[0](out.flatten(2)) for layer, out in zip(layers, outs, strict=True)]
 
     def _gated(
         self,
         gate: Float[Tensor, " heads"],
         queries: list[HeadTensor],
-        keys: list[HeadTensor],
-        values: list[HeadTensor],
-        mask: Mask | None,
+        key_values: tuple[list[HeadTensor], list[HeadTensor]],
+        past: tuple[HeadTensor, HeadTensor] | None,
+        masks: Masks,
     ) -> list[HeadTensor]:
-        num_video = keys[0].shape[1]
-        video_mask = side_mask = rest_mask = None
-        if mask is not None:
-            upper, rest_mask = (mask, mask) if mask.shape[2] == 1 else mask.split([num_video, keys[1].shape[1]], 2)
-            video_mask, side_mask = upper[..., :num_video], upper[..., num_video:]
-        video = self.processor(queries[0], keys[0], values[0], video_mask)
-        side = self.processor(queries[0], keys[1], values[1], side_mask)
-        rest = self.processor(queries[1], torch.cat(keys, 1), torch.cat(values, 1), rest_mask)
+        video_context = [_cat(_after(past, i, each[:1])) for i, each in enumerate(key_values)]
+        whole_context = [_cat(_after(past, i, each)) for i, each in enumerate(key_values)]
+        video = self.processor(queries[0], *video_context, masks.video)
+        side = self.processor(queries[0], key_values[0][1], key_values[1][1], masks.side)
+        if masks.sees_side is not None:
+            side = side * masks.sees_side
+        rest = self.processor(queries[1], *whole_context, masks.whole)
         return [video + side * gate.tanh().type_as(side)[:, None], rest]
+
+
+def _cat(tensors: Sequence[HeadTensor]) -> HeadTensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim=1)
+
+
+def _after(past: tuple[HeadTensor, HeadTensor] | None, part: int, tensors: list[HeadTensor]) -> list[HeadTensor]:
+    return tensors if past is None else [past[part], *tensors]
 
 
 class WAMCrossAttention(WAMAttention):
     """Attention to the prompt, plus (Wan's image-to-video shape) attention to image tokens with keys of their own."""
 
     def __init__(
-        self, dim: int, heads: int, head_dim: int, eps: float = 1e-6, *, added_kv_proj_dim: int | None = None
+        self,
+        dim: int,
+        heads: int,
+        head_dim: int,
+        eps: float = 1e-6,
+        *,
+        context_dim: int | None = None,
+        added_kv_proj_dim: int | None = None,
     ) -> None:
-        super().__init__(dim, heads, head_dim, eps)
+        super().__init__(dim, heads, head_dim, eps, key_dim=context_dim)
         inner = heads * head_dim
         self.add_k_proj = self.add_v_proj = None
         if added_kv_proj_dim is not None:
@@ -138,22 +201,17 @@ class WAMCrossAttention(WAMAttention):
             self.add_v_proj = nn.Linear(added_kv_proj_dim, inner)
             self.norm_added_k = nn.RMSNorm(inner, eps=eps)
 
-    def forward(
-        self,
-        streams: Sequence[Float[Tensor, "b n d"]],
-        text: Float[Tensor, "b s d"],
-        image: Float[Tensor, "b i d"] | None = None,
-    ) -> list[Float[Tensor, "b n d"]]:
-        """Return each stream's attention output; the context's keys and values are computed once for all."""
-        text_context, image_context = self.key_value(text), None
-        if image is not None:
-            key = self._split(self.norm_added_k(self.add_k_proj(image)))
-            image_context = key, self._split(self.add_v_proj(image))
-        outs = []
-        for x in streams:
-            query = self.query(x)
-            out = self.processor(query, *text_context)
-            if image_context is not None:
-                out = out + self.processor(query, *image_context)
-            outs.append(self.to_out[0](out.flatten(2)))
-        return outs
+    def context(self, text: Float[Tensor, "b s d"], image: Float[Tensor, "b i d"] | None = None) -> Context:
+        """Return the keys and values of prompt and image, which are the same in all calls."""
+        if image is None:
+            return Context(self.key_value(text), None)
+        key = self._split(self.norm_added_k(self.add_k_proj(image)))
+        return Context(self.key_value(text), (key, self._split(self.add_v_proj(image))))
+
+    def forward(self, x: Float[Tensor, "b n d"], context: Context) -> Float[Tensor, "b n d"]:
+        """Return the attention output of tokens."""
+        query = self.query(x)
+        out = self.processor(query, *context.text)
+        if context.image is not None:
+            out = out + self.processor(query, *context.image)
+        return self.to_out[0](out.flatten(2))

@@ -9,7 +9,8 @@ from diffusers.models.normalization import FP32LayerNorm
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from wam_video.models.attention import Mask, WAMCrossAttention, WAMSelfAttention
+from wam_video.models.attention import Context, LayerMemory, WAMCrossAttention, WAMSelfAttention
+from wam_video.models.masks import Masks
 from wam_video.models.rope import Rotary
 
 
@@ -21,6 +22,17 @@ class Stream(NamedTuple):
     slots: Int[Tensor, " n"]
     """The slot of each token."""
     rotary: Rotary
+    tower: int = 0
+    """Whose layers the tokens go through: 0 is the block's own."""
+
+
+class Surroundings(NamedTuple):
+    """What the streams of a call share."""
+
+    text: Float[Tensor, "b s d"]
+    image: Float[Tensor, "b i d"] | None = None
+    masks: Masks | None = None
+    """Of self-attention; None: all see all."""
 
 
 def gather_slots(per_slot: Float[Tensor, "b m d"], slots: Int[Tensor, " n"]) -> Float[Tensor, "b n d"]:
@@ -31,9 +43,9 @@ def gather_slots(per_slot: Float[Tensor, "b m d"], slots: Int[Tensor, " n"]) -> 
 class WAMBlock(nn.Module):
     """A Wan block (diffusers `WanTransformerBlock`) whose six modulation vectors are looked up by clock slot.
 
-    The table of modulations has one row a slot (`b m 6 d`, m = latent frames + actions + 1); only one `b n d` gather is
-    alive at a time, never a dense `b n 6 d`. The tokens come as one stream, or (`gated`) as two that the layers treat
-    alike but apart and that meet in self-attention only: see `WAMSelfAttention`.
+    The table of modulations has one row a slot (`b m 6 d`, m = latent frames + state + actions + 1); only one `b n d`
+    gather is alive at a time, never a dense `b n 6 d`. The tokens come as one stream, or as several that meet in
+    self-attention only (see `WAMSelfAttention`), each going through the layers of a `tower`: today there is one, the trunk.
     """
 
     def __init__(
@@ -61,23 +73,48 @@ class WAMBlock(nn.Module):
         self,
         xs: Sequence[Float[Tensor, "b n d"]],
         streams: Sequence[Stream],
-        text: Float[Tensor, "b s d"],
-        image: Float[Tensor, "b i d"] | None = None,
-        mask: Mask | None = None,
+        around: Surroundings,
+        memory: LayerMemory | None = None,
     ) -> list[Float[Tensor, "b n d"]]:
-        """Return each stream's tokens after one block; `mask` is that of self-attention (None: all see all)."""
+        """Return each stream's tokens after one block; with a `memory`, its keys and values are seen too."""
+        towers = [self.tower(stream.tower) for stream in streams]
         tables = [
-            (self.scale_shift_table[:, None] + stream.modulation.float()).type_as(x).unbind(2)
-            for x, stream in zip(xs, streams, strict=True)
+            (tower.scale_shift_table[:, None] + stream.modulation.float()).type_as(x).unbind(2)
+            for tower, x, stream in zip(towers, xs, streams, strict=True)
         ]
-        slots = [stream.slots for stream in streams]
-        hs = [self._modulate(self.norm1(x), t[0], t[1], s) for x, t, s in zip(xs, tables, slots, strict=True)]
-        hs = self.attn1(hs, [stream.rotary for stream in streams], mask)
-        xs = [torch.addcmul(x, h, gather_slots(t[2], s)) for x, h, t, s in zip(xs, hs, tables, slots, strict=True)]
-        hs = self.attn2([self.norm2(x) for x in xs], text, image)
-        xs = [x + h for x, h in zip(xs, hs, strict=True)]
-        hs = [self.ffn(self._modulate(self.norm3(x), t[3], t[4], s)) for x, t, s in zip(xs, tables, slots, strict=True)]
-        return [torch.addcmul(x, h, gather_slots(t[5], s)) for x, h, t, s in zip(xs, hs, tables, slots, strict=True)]
+        hs = [
+            self._modulate(tower.norm1(x), table[0], table[1], stream.slots)
+            for tower, x, table, stream in zip(towers, xs, tables, streams, strict=True)
+        ]
+        layers = [tower.attn1 for tower in towers]
+        hs = self.attn1(hs, [stream.rotary for stream in streams], around.masks, layers=layers, memory=memory)
+        contexts = self._contexts([stream.tower for stream in streams], around, memory)
+        return [
+            tower.finish(
+                torch.addcmul(x, h, gather_slots(table[2], stream.slots)), contexts[stream.tower], table, stream
+            )
+            for tower, x, h, table, stream in zip(towers, xs, hs, tables, streams, strict=True)
+        ]
+
+    def tower(self, index: int) -> "WAMBlock":
+        """Return the layers of a tower."""
+        if index:
+            raise ValueError(f"there is no tower {index}")
+        return self
+
+    def finish(
+        self, x: Float[Tensor, "b n d"], context: Context, table: Sequence[Float[Tensor, "b m d"]], stream: Stream
+    ) -> Float[Tensor, "b n d"]:
+        """Return tokens after cross-attention and feed-forward, which concern one stream only."""
+        x = x + self.attn2(self.norm2(x), context)
+        h = self.ffn(self._modulate(self.norm3(x), table[3], table[4], stream.slots))
+        return torch.addcmul(x, h, gather_slots(table[5], stream.slots))
+
+    def _contexts(self, towers: Sequence[int], around: Surroundings, memory: LayerMemory | None) -> dict[int, Context]:
+        """Return the keys and values of the prompt for each tower, once for all its streams."""
+        if memory is not None:
+            return {index: memory.context(index) for index in towers}
+        return {index: self.tower(index).attn2.context(around.text, around.image) for index in dict.fromkeys(towers)}
 
     @staticmethod
     def _modulate(

@@ -43,16 +43,16 @@ class ConditionEmbedder(nn.Module):
         self.text_embedder = PixArtAlphaTextProjection(text_dim, dim, act_fn="gelu_tanh")
         self.image_embedder = None if image_dim is None else ImageEmbedder(image_dim, dim)
 
-    def forward(
-        self,
-        clocks: Sequence[Float[Tensor, "b m"]],
-        text: Float[Tensor, "b s dt"],
-        image: Float[Tensor, "b i di"] | None = None,
-    ) -> tuple[list[TimeEmbedding], Float[Tensor, "b s d"], Float[Tensor, "b i d"] | None]:
-        """Return the time embedding of each stream's slots, the projected text, and the projected image if there is one."""
-        times = [self._embed_time(t, text) for t in clocks]
-        context = self.image_embedder(image) if self.image_embedder is not None and image is not None else None
-        return times, self.text_embedder(text), context
+    def forward(self, clocks: Sequence[Float[Tensor, "b m"]], like: Tensor) -> list[TimeEmbedding]:
+        """Return the time embedding of each stream's slots, in the type of `like`."""
+        return [self._embed_time(t, like) for t in clocks]
+
+    def context(
+        self, text: Float[Tensor, "b s dt"], image: Float[Tensor, "b i di"] | None = None
+    ) -> tuple[Float[Tensor, "b s d"], Float[Tensor, "b i d"] | None]:
+        """Return the projected text, and the projected image if there is one."""
+        projected = self.image_embedder(image) if self.image_embedder is not None and image is not None else None
+        return self.text_embedder(text), projected
 
     def _embed_time(self, t: Float[Tensor, "b m"], like: Tensor) -> TimeEmbedding:
         frequencies = self.timesteps_proj(t.flatten() * TRAIN_TIMESTEPS).unflatten(0, t.shape)

@@ -1,4 +1,4 @@
-"""Rotary positions on three axes (time in seconds, height, width), shared by video, actions and state.
+"""Rotary positions on three axes (time in seconds, height, width), shared by video, actions and state, or an axis of their own.
 
 Wan's layout and numbers (diffusers `WanRotaryPosEmbed`): the head dim is split into a temporal part and two spatial ones,
 pairs are interleaved, angles are computed in float64. The difference: a position is a real number, so the temporal one is
@@ -6,7 +6,7 @@ time in seconds times a rate and video and actions of any rate fall on one axis.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 Rotary = tuple[Float[Tensor, "b n 1 k2"], Float[Tensor, "b n 1 k2"]]
@@ -26,6 +26,13 @@ def rotary_angles(positions: Float[Tensor, "b n 3"], head_dim: int, theta: float
         exponent = torch.arange(0, dim, 2, dtype=torch.float64, device=positions.device) / dim
         parts.append(positions[..., axis, None].double() * theta**-exponent)
     angles = torch.cat(parts, dim=-1)[:, :, None]  # b n 1 k/2
+    return angles.cos().float(), angles.sin().float()
+
+
+def index_angles(index: Int[Tensor, "r n"], head_dim: int, theta: float) -> Rotary:
+    """Return cosine and sine for tokens counted on an axis of their own, which takes the whole head dim."""
+    exponent = torch.arange(0, head_dim, 2, dtype=torch.float64, device=index.device) / head_dim
+    angles = (index[..., None].double() * theta**-exponent)[:, :, None]
     return angles.cos().float(), angles.sin().float()
 
 

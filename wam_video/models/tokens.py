@@ -1,21 +1,25 @@
-"""Where each token sits: video, state, actions and registers in one sequence, with a clock and a position for each.
+"""Tokens and what goes with them: how many there are, the clock and the place of each, and what the rule knows of it.
 
-Order: video frame by frame (all views and sites of a latent frame together), state, actions, registers. Clocks come in
-slots, one for each latent frame, one for each action and one for "given" (t = 0), so that whatever depends on time is
-computed once a slot and gathered by token.
+Video comes first (frame by frame, all views and sites of a latent frame together), then state, actions, registers. Clocks
+come in slots, one for each latent frame, action and state, so that whatever depends on time is computed once a slot and
+gathered by token.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from wam_video.models.masks import Modality, TokenMeta, join_meta
+from wam_video.models.rope import Rotary
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenLayout:
-    """The token counts of one call; `height` and `width` are in patches, `frames` in latent frames."""
+    """The token counts of one chunk; `height` and `width` are in patches, `frames` in latent frames."""
 
     views: int
     frames: int
@@ -36,62 +40,81 @@ class TokenLayout:
         return self.frames * self.per_frame
 
     @property
-    def num_tokens(self) -> int:
-        """Length of the sequence."""
-        return self.num_video + self.state + self.actions + self.registers
+    def num_side(self) -> int:
+        """State, action and register tokens."""
+        return self.state + self.actions + self.registers
 
     @property
-    def action_slice(self) -> slice:
-        """Where the actions are in the sequence."""
-        start = self.num_video + self.state
-        return slice(start, start + self.actions)
+    def num_tokens(self) -> int:
+        """Length of the sequence."""
+        return self.num_video + self.num_side
 
     @property
     def num_slots(self) -> int:
-        """Clock slots."""
-        return self.frames + self.actions + 1
+        """Clock slots; the registers share one."""
+        return self.frames + self.state + self.actions + min(self.registers, 1)
 
-    @cached_property
-    def slots(self) -> Int[Tensor, " n"]:
-        """The clock slot of each token."""
-        given = self.frames + self.actions
-        return torch.cat(
-            [
-                torch.arange(self.frames).repeat_interleave(self.per_frame),
-                torch.full((self.state,), given),
-                torch.arange(self.frames, given),
-                torch.full((self.registers,), given),
-            ]
-        )
 
-    def slot_times(self, t_video: Float[Tensor, "b t"], t_action: Float[Tensor, "b ta"]) -> Float[Tensor, "b m"]:
-        """Return the flow time of each slot, the last one being 0."""
-        return torch.cat([t_video, t_action, torch.zeros_like(t_video[:, :1])], dim=1)
+class TokenGroup(NamedTuple):
+    """Tokens of one kind, or of several that were joined, before the blocks."""
 
-    def stream_slots(self, *, separate: bool) -> list[Int[Tensor, " n"]]:
-        """Return each stream's slots, counted from its own first one: one stream, or video and the rest apart."""
-        if not separate:
-            return [self.slots]
-        return [self.slots[: self.num_video], self.slots[self.num_video :] - self.frames]
+    tokens: Float[Tensor, "b n d"]
+    clocks: Float[Tensor, "b m"]
+    """Flow time of each clock slot."""
+    slots: Int[Tensor, " n"]
+    """The slot of each token."""
+    rotary: Rotary
+    meta: TokenMeta
 
-    def stream_times(
-        self, t_video: Float[Tensor, "b t"], t_action: Float[Tensor, "b ta"], *, separate: bool
-    ) -> list[Float[Tensor, "b m"]]:
-        """Return the flow time of each stream's slots; see `stream_slots`."""
-        times = self.slot_times(t_video, t_action)
-        return [times[:, : self.frames], times[:, self.frames :]] if separate else [times]
 
-    def positions(
-        self, latent_times: Float[Tensor, "b t"], action_times: Float[Tensor, "b ta"], rate: float
-    ) -> Float[Tensor, "b n 3"]:
-        """Return (time, height, width) of each token; time is in seconds times `rate`, and 0 for state and registers.
+def join(groups: Sequence[TokenGroup]) -> TokenGroup:
+    """Put groups of tokens one after the other."""
+    starts, count = [], 0
+    for group in groups:
+        starts.append(count)
+        count += group.clocks.shape[1]
+    cos, sin = (torch.cat(part, dim=1) for part in zip(*(group.rotary for group in groups), strict=True))
+    return TokenGroup(
+        tokens=torch.cat([group.tokens for group in groups], dim=1),
+        clocks=torch.cat([group.clocks for group in groups], dim=1),
+        slots=torch.cat([group.slots + start for group, start in zip(groups, starts, strict=True)]),
+        rotary=(cos, sin),
+        meta=join_meta([group.meta for group in groups]),
+    )
 
-        Actions, state and registers sit at height and width 0.
-        """
-        batch = latent_times.shape[0]
-        seconds = torch.cat([latent_times, action_times, torch.zeros_like(latent_times[:, :1])], dim=1)
-        time = seconds[:, self.slots.to(seconds.device)] * rate
-        grid = torch.cartesian_prod(torch.arange(self.height), torch.arange(self.width)).reshape(-1, 2)
-        space = torch.zeros(self.num_tokens, 2)
-        space[: self.num_video] = grid.repeat(self.frames * self.views, 1)
-        return torch.cat([time[..., None], space.to(time).expand(batch, -1, -1)], dim=-1)
+
+def video_meta(
+    chunk: Int[Tensor, "r t"],
+    noisy: Int[Tensor, "r t"],
+    view_mask: Bool[Tensor, "b v"] | None,
+    per_view: int,
+    views: int,
+) -> TokenMeta:
+    """Return the metadata of video tokens; those of an absent camera are not real."""
+    per_frame = views * per_view
+    chunk, noisy = (field.repeat_interleave(per_frame, dim=1) for field in (chunk, noisy))
+    real = torch.ones_like(noisy)
+    if view_mask is not None:
+        real = view_mask.to(noisy).repeat_interleave(per_view, dim=1).repeat(1, noisy.shape[1] // per_frame)
+    return TokenMeta(chunk=chunk, modality=torch.full_like(chunk, Modality.VIDEO), noisy=noisy, real=real)
+
+
+def side_meta(chunk: Int[Tensor, "r n"], modality: Modality, *, noisy: bool = True) -> TokenMeta:
+    """Return the metadata of tokens that are all of one modality and one stream."""
+    ones = torch.ones_like(chunk)
+    return TokenMeta(chunk=chunk, modality=ones * int(modality), noisy=ones * int(noisy), real=ones)
+
+
+def video_positions(times: Float[Tensor, "b t"], views: int, height: int, width: int) -> Float[Tensor, "b n 3"]:
+    """Return (time, row, column) of video tokens; `times` is in rotary positions."""
+    frames, sites = times.shape[1], height * width
+    grid = torch.cartesian_prod(
+        torch.arange(height, device=times.device), torch.arange(width, device=times.device)
+    ).reshape(-1, 2)
+    space = grid.repeat(frames * views, 1).to(times).expand(times.shape[0], -1, -1)
+    return torch.cat([times.repeat_interleave(views * sites, dim=1)[..., None], space], dim=-1)
+
+
+def side_positions(times: Float[Tensor, "b n"]) -> Float[Tensor, "b n 3"]:
+    """Return the positions of actions, state and registers: at row and column 0."""
+    return torch.nn.functional.pad(times[..., None], (0, 2))

@@ -20,10 +20,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from wam_video.errors import ConfigError, one_of
-from wam_video.models.blocks import Stream, WAMBlock, gather_slots
+from wam_video.models.attention import uses_flex
+from wam_video.models.blocks import Stream, Surroundings, WAMBlock, gather_slots
+from wam_video.models.chunks import Call, History, chunk_ids, chunk_times, state_rows
 from wam_video.models.layers import ConditionEmbedder, EmbodimentLinear, octave_features
+from wam_video.models.masks import AttentionConfig, Modality, TokenMeta, make_masks
 from wam_video.models.rope import rotary_angles, sinusoids
-from wam_video.models.tokens import TokenLayout
+from wam_video.models.tokens import TokenGroup, join, side_meta, side_positions, video_meta, video_positions
 from wam_video.tensors import Prediction, PredictionType
 
 ActionCoupling = Literal["full", "gated"]
@@ -60,11 +63,13 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
             relative; a small model that has to read where something is, in the robot's coordinates, learns it sooner so.
         video_prediction: What is put out for video: "velocity" or "sample".
         action_prediction: The same for actions.
-        residual_video: Add the last context frame to a video prediction of kind "sample", so that an untrained network
-            copies that frame and training spends itself on what changes.
+        residual_video: Add the last clean frame before a chunk (the last context frame, where there are none) to its video
+            prediction of kind "sample", so that an untrained network copies that frame and training spends itself on what
+            changes.
         action_coupling: How video tokens see state, actions and registers. "full": as they see each other. "gated": through
             a gate of each head that starts at zero (`attention.WAMSelfAttention`), so that a pretrained video network
             stays what it was, to the bit, until training opens the gate. The others always see everything.
+        attention: Who sees whom, as `masks.AttentionConfig` has it; None: everyone everyone.
         eps: Of the norms.
     """
 
@@ -101,12 +106,14 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
         action_prediction: PredictionType = "velocity",
         residual_video: bool = False,
         action_coupling: ActionCoupling = "full",
+        attention: dict[str, Any] | None = None,
         eps: float = 1e-6,
     ) -> None:
         super().__init__()
         _check_options(video_prediction, action_prediction, residual_video, attention_head_dim)
         dim = num_attention_heads * attention_head_dim
         _check_couplings(action_coupling, image_dim, added_kv_proj_dim, dim)
+        self.attention = AttentionConfig.read(attention)
         action_dims = [max(e["action_dim"], 1) for e in embodiments]
         state_dims = [max(e["state_dim"], 1) for e in embodiments]
         features = 1 + 2 * input_octaves
@@ -166,12 +173,13 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
         actions: Float[Tensor, "b ta da"] | None = None,
         t_action: Float[Tensor, "b ta"] | None = None,
         action_times: Float[Tensor, "b ta"] | None = None,
-        state: Float[Tensor, "b ds"] | None = None,
-        state_mask: Bool[Tensor, "b ds"] | None = None,
+        state: Float[Tensor, "b *s ds"] | None = None,
+        state_mask: Bool[Tensor, "b *s ds"] | None = None,
         view_mask: Bool[Tensor, "b v"] | None = None,
         condition: Float[Tensor, "b v cc t h w"] | None = None,
         image_embeds: Float[Tensor, "b i di"] | None = None,
         num_context: int = 1,
+        history: History | None = None,
     ) -> Prediction:
         """Predict every latent frame and action of a noisy sample.
 
@@ -184,52 +192,44 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
             actions: Noisy or given actions, normalised, padded to the widest embodiment; None: absent.
             t_action: Flow time of each action in [0, 1].
             action_times: Seconds of each action.
-            state: Normalised proprioception at time 0; None: unknown.
+            state: Normalised proprioception at time 0, or at the start of each chunk; None: unknown.
             state_mask: Real dimensions of `state`; a sample without any has no state.
             view_mask: False for cameras that a sample does not have; their tokens are not attended to.
             condition: What the network reads beside the latents, if it has `condition_channels`.
             image_embeds: Image context, if the network has an `image_dim`.
-            num_context: Latent frames that are context; the last one is what `residual_video` adds.
+            num_context: Latent frames that are context: chunk 0, where there are chunks.
+            history: Clean copies of the frames and actions that later chunks read (`attention` of pattern causal).
 
         Raises:
             ConfigError: `condition` or `image_embeds` is missing or superfluous, or of the wrong width.
         """
         self._check_conditions(condition, image_embeds)
-        batch, views, _, frames, height, width = latents.shape
         if actions is None or t_action is None or action_times is None:
             actions = None
-            t_action = action_times = t_video.new_zeros(batch, 0)
-        patch = self.config["patch_size"]
-        layout = TokenLayout(
-            views=views,
-            frames=frames // patch[0],
-            height=height // patch[1],
-            width=width // patch[2],
-            state=1,
-            actions=t_action.shape[1],
-            registers=self.config["num_registers"],
+            t_action = action_times = t_video.new_zeros(t_video.shape[0], 0)
+        count = actions.shape[1] if actions is not None else 0
+        ids = chunk_ids(
+            self.attention, frames=latents.shape[3], num_context=num_context, actions=count, history=history
+        ).to(latents.device)
+        call = Call(
+            latents=latents,
+            t_video=t_video,
+            latent_times=latent_times,
+            embodiment=embodiment,
+            actions=actions,
+            t_action=t_action,
+            action_times=action_times,
+            state=state_rows(state, state_mask, ids.count),
+            view_mask=view_mask,
+            condition=condition,
+            num_context=num_context,
+            history=history,
+            ids=ids,
         )
-        pixels = latents if condition is None else torch.cat([latents, condition.to(latents)], dim=2)
-        parts = self._embed(pixels, actions, state, state_mask, embodiment)
-        separate = self.config["action_coupling"] == "gated"
-        xs = list(parts) if separate else [torch.cat(parts, dim=1)]
-        slots = [each.to(latents.device) for each in layout.stream_slots(separate=separate)]
-        clocks = layout.stream_times(t_video, t_action, separate=separate)
-        positions = layout.positions(latent_times, action_times, self.config["rope_rate"])
-        positions = positions.split([x.shape[1] for x in xs], dim=1)
-        if self.config["absolute_positions"]:
-            xs = [x + sinusoids(at, x.shape[-1]).type_as(x) for x, at in zip(xs, positions, strict=True)]
-        times, text, image = self.condition_embedder(clocks, text_embeds, image_embeds)
-        rotaries = [rotary_angles(at, self.config["attention_head_dim"], self.config["rope_theta"]) for at in positions]
-        streams = [Stream(time[1], at, rotary) for time, at, rotary in zip(times, slots, rotaries, strict=True)]
-        mask = _view_attention_mask(layout, view_mask)
-        for block in self.blocks:
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                xs = self._gradient_checkpointing_func(block, xs, streams, text, image, mask)
-            else:
-                xs = block(xs, streams, text, image, mask)
-        outs = [self._modulate_out(x, time[0], at) for x, time, at in zip(xs, times, slots, strict=True)]
-        return self._read_out(outs, layout, latents, embodiment, num_context)
+        text, image = self.condition_embedder.context(text_embeds, image_embeds)
+        groups = self._groups(call)
+        outs = self._blocks(groups, Surroundings(text, image), hides=view_mask is not None)
+        return self._read_out(outs, call)
 
     def _check_conditions(self, condition: Tensor | None, image_embeds: Tensor | None) -> None:
         channels, width = self.config["condition_channels"], self.config["image_dim"] or 0
@@ -245,29 +245,104 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
                 f"image_embeds is {given} wide; this network reads {width} (image_encoder.encode_image makes Wan's)"
             )
 
-    def _embed(
-        self,
-        latents: Float[Tensor, "b v c t h w"],
-        actions: Float[Tensor, "b ta da"] | None,
-        state: Float[Tensor, "b ds"] | None,
-        state_mask: Bool[Tensor, "b ds"] | None,
-        embodiment: Int[Tensor, " b"],
-    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b m d"]]:
-        """Return the video tokens and the others."""
-        batch, views = latents.shape[:2]
-        x = self.patch_embedding(rearrange(latents, "b v c t h w -> (b v) c t h w"))
+    def _groups(self, call: Call) -> dict[str, TokenGroup]:
+        """Return the tokens of a call by kind, in their order."""
+        video = self._video(call)
+        return {"video": video} | self._side(call, like=video.tokens)
+
+    def _video(self, call: Call) -> TokenGroup:
+        """Return the video tokens: clean copies, then the call's frames."""
+        latents, clocks, times, condition = call.frames()
+        views, ids = latents.shape[1], call.ids
+        pixels = latents if condition is None else torch.cat([latents, condition.to(latents)], dim=2)
+        x = self.patch_embedding(rearrange(pixels, "b v c t h w -> (b v) c t h w"))
+        height, width = x.shape[-2:]
         x = rearrange(x, "(b v) d t h w -> b t v (h w) d", v=views)
         x = rearrange(x + self.view_embedding[:views, None], "b t v n d -> b (t v n) d")
-        if state is None or state_mask is None:
-            state_token = self.no_state.to(x).expand(batch, 1, -1)
-        else:
-            token = self.state_embedder(octave_features(state[:, None].to(x), self.config["input_octaves"]), embodiment)
-            state_token = torch.where(state_mask.any(-1)[:, None, None], token, self.no_state.to(x))
-        others = [state_token]
-        if actions is not None:
-            features = octave_features(actions.to(x), self.config["input_octaves"])
-            others.append(self.action_embedder(features, embodiment))
-        return x, torch.cat([*others, self.registers.to(x).expand(batch, -1, -1)], dim=1)
+        sites = height * width
+        chunk = torch.cat([ids.history_frames, ids.frames], dim=1)
+        noisy = torch.cat([torch.zeros_like(ids.history_frames[:1]), ids.noisy], dim=1).expand_as(chunk)
+        return self._group(
+            x,
+            clocks,
+            torch.arange(clocks.shape[1], device=x.device).repeat_interleave(views * sites),
+            video_positions(times * self.config["rope_rate"], views, height, width),
+            video_meta(chunk, noisy, call.view_mask, sites, views),
+        )
+
+    def _side(self, call: Call, like: Tensor) -> dict[str, TokenGroup]:
+        """Return the tokens of state, clean actions, actions and registers."""
+        ids, device = call.ids, like.device
+        starts = chunk_times(ids, self.attention, call.num_context, call.latent_times, call.action_times)
+        rate, batch, count = self.config["rope_rate"], like.shape[0], ids.count
+        slots, zero = torch.arange(count, device=device), starts.new_zeros(batch, 1)
+        here = side_positions(starts * rate)
+        meta = side_meta(ids.chunks, Modality.STATE)
+        groups = {"state": self._group(self._state_tokens(call, like), zero.expand(-1, count), slots, here, meta)}
+        if call.actions is not None:
+            for name, (actions, clocks, chunk) in call.action_streams().items():
+                meta = side_meta(chunk, Modality.ACTION, noisy=name == "actions")
+                slots = torch.arange(clocks.shape[1], device=device)
+                at = side_positions(call.action_times[:, : clocks.shape[1]] * rate)
+                groups[name] = self._group(self._action_tokens(call, actions, like), clocks, slots, at, meta)
+        registers = self.config["num_registers"]
+        if registers:
+            tokens = self.registers.to(like).repeat(count, 1).expand(batch, -1, -1)
+            slots = torch.zeros(count * registers, dtype=torch.long, device=device)
+            meta = side_meta(ids.chunks.repeat_interleave(registers, dim=1), Modality.REGISTER)
+            here = here.repeat_interleave(registers, dim=1)
+            groups["registers"] = self._group(tokens, zero, slots, here, meta)
+        return groups
+
+    def _state_tokens(self, call: Call, like: Tensor) -> Float[Tensor, "b s d"]:
+        if call.state is None:
+            return self.no_state.to(like).expand(like.shape[0], call.ids.count, -1)
+        state, mask = call.state
+        tokens = self.state_embedder(octave_features(state.to(like), self.config["input_octaves"]), call.embodiment)
+        return torch.where(mask.any(-1, keepdim=True), tokens, self.no_state.to(like))
+
+    def _action_tokens(self, call: Call, actions: Float[Tensor, "b ta da"], like: Tensor) -> Float[Tensor, "b ta d"]:
+        features = octave_features(actions.to(like), self.config["input_octaves"])
+        return self.action_embedder(features, call.embodiment)
+
+    def _group(
+        self,
+        tokens: Float[Tensor, "b n d"],
+        clocks: Float[Tensor, "b m"],
+        slots: Int[Tensor, " n"],
+        positions: Float[Tensor, "b n 3"],
+        meta: TokenMeta,
+    ) -> TokenGroup:
+        if self.config["absolute_positions"]:
+            tokens = tokens + sinusoids(positions, tokens.shape[-1]).type_as(tokens)
+        rotary = rotary_angles(positions, self.config["attention_head_dim"], self.config["rope_theta"])
+        return TokenGroup(tokens, clocks, slots, rotary, meta)
+
+    def _blocks(
+        self, groups: dict[str, TokenGroup], around: Surroundings, *, hides: bool
+    ) -> dict[str, tuple[Float[Tensor, "b n d"], Float[Tensor, "b m d"], Int[Tensor, " n"]]]:
+        """Send groups of tokens through the blocks; return of each its tokens, its stream's clocks embedded, and its slots."""
+        gated = self.config["action_coupling"] == "gated"
+        split = [["video"], [name for name in groups if name != "video"]] if gated else [list(groups)]
+        joined = [join([groups[name] for name in names]) for names in split]
+        xs = [group.tokens for group in joined]
+        times = self.condition_embedder([group.clocks for group in joined], xs[0])
+        streams = [Stream(time[1], group.slots, group.rotary) for time, group in zip(times, joined, strict=True)]
+        if hides or self.attention.causal:
+            flex = uses_flex(self.blocks[0].attn1.processor)
+            metas = [group.meta for group in joined]
+            around = around._replace(masks=make_masks(metas, None, self.attention, gated=gated, flex=flex))
+        for block in self.blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                xs = self._gradient_checkpointing_func(block, xs, streams, around)
+            else:
+                xs = block(xs, streams, around)
+        outs = {}
+        for names, x, time, group in zip(split, xs, times, joined, strict=True):
+            lengths = [groups[name].tokens.shape[1] for name in names]
+            pieces = zip(names, x.split(lengths, dim=1), group.slots.split(lengths), strict=True)
+            outs |= {name: (piece, time[0], slots) for name, piece, slots in pieces}
+        return outs
 
     def _modulate_out(
         self, x: Float[Tensor, "b n d"], time: Float[Tensor, "b m d"], slots: Int[Tensor, " n"]
@@ -275,42 +350,27 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
         shift, scale = (self.scale_shift_table[:, None] + time.float()[:, :, None]).type_as(x).unbind(2)
         return torch.addcmul(gather_slots(shift, slots), self.norm_out(x), gather_slots(1 + scale, slots))
 
-    def _read_out(
-        self,
-        outs: list[Float[Tensor, "b n d"]],
-        layout: TokenLayout,
-        latents: Float[Tensor, "b v c t h w"],
-        embodiment: Int[Tensor, " b"],
-        num_context: int,
-    ) -> Prediction:
-        x = torch.cat(outs, dim=1)
+    def _read_out(self, outs: dict[str, tuple[Tensor, Tensor, Tensor]], call: Call) -> Prediction:
+        x, time, slots = outs["video"]
+        frames, views, height, width = (call.latents.shape[i] for i in (3, 1, 4, 5))
         pt, ph, pw = self.config["patch_size"]
+        num = (frames // pt) * views * (height // ph) * (width // pw)
         video = rearrange(
-            self.proj_out(x[:, : layout.num_video]),
+            self.proj_out(self._modulate_out(x[:, -num:], time, slots[-num:])),
             "b (t v h w) (pt ph pw c) -> b v c (t pt) (h ph) (w pw)",
-            v=layout.views,
-            h=layout.height,
-            w=layout.width,
+            v=views,
+            h=height // ph,
+            w=width // pw,
             pt=pt,
             ph=ph,
             pw=pw,
         )
         if self.config["residual_video"]:
-            video = video + latents[:, :, :, num_context - 1 : num_context]
+            video = video + call.residual(self.attention)
         actions = None
-        if layout.actions:
-            actions = self.action_proj_out(x[:, layout.action_slice], embodiment)
+        if "actions" in outs:
+            actions = self.action_proj_out(self._modulate_out(*outs["actions"]), call.embodiment)
         return Prediction(video=video, actions=actions)
-
-
-def _view_attention_mask(layout: TokenLayout, view_mask: Bool[Tensor, "b v"] | None) -> Bool[Tensor, "b 1 1 n"] | None:
-    """Hide the tokens of absent cameras from everyone; None (the fast path) if every sample has every camera."""
-    if view_mask is None:
-        return None
-    sites = layout.height * layout.width
-    video = view_mask[:, None, :, None].expand(-1, layout.frames, -1, sites).flatten(1)
-    rest = video.new_ones(video.shape[0], layout.num_tokens - layout.num_video)
-    return torch.cat([video, rest], dim=1)[:, None, None]
 
 
 def _check_options(video_kind: str, action_kind: str, residual: bool, head_dim: int) -> None:

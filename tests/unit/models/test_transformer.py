@@ -7,7 +7,6 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from wam_video.errors import ConfigError
-from wam_video.models.tokens import TokenLayout
 from wam_video.models.transformer import WAMTransformer
 
 B, V, C, T, H, W, TA = 2, 2, 4, 3, 4, 6, 5
@@ -147,14 +146,6 @@ def test_gradients_reach_every_parameter_and_checkpointing_changes_nothing(coupl
     for name, grad in grads[0].items():
         assert grad.abs().sum() > 0, name
         torch.testing.assert_close(grad, grads[1][name], msg=name)
-
-
-def test_layout_orders_tokens_and_slots() -> None:
-    layout = TokenLayout(views=2, frames=2, height=1, width=2, state=1, actions=2, registers=1)
-    assert layout.slots.tolist() == [0] * 4 + [1] * 4 + [4] + [2, 3] + [4]
-    positions = layout.positions(torch.tensor([[0.0, 0.5]]), torch.tensor([[0.0, 0.25]]), rate=4.0)[0]
-    assert positions[:, 0].tolist() == [0] * 4 + [2] * 4 + [0] + [0, 1] + [0]
-    assert positions[:4, 1:].tolist() == [[0, 0], [0, 1]] * 2 and positions[8:, 1:].eq(0).all()
 
 
 @torch.no_grad()
