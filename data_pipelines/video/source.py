@@ -50,6 +50,8 @@ class VideoSource:
     """Plain video without actions. See `VideoConfig` for the options and README.md for the layouts."""
 
     name: ClassVar[str] = "video"
+    last_resort: ClassVar[bool] = True
+    """A path that another source recognises too is that one's."""
     looks_like: ClassVar[str] = f"a video file, a folder of them ({' '.join(SUFFIXES)}), or a folder of such folders"
 
     def __init__(self, path: str | Path, **options: Any) -> None:

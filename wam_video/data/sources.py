@@ -18,6 +18,8 @@ ENTRY_POINT_GROUP = "wam_video.sources"
 
 BUILT_IN = {
     "aloha": "data_pipelines.aloha:AlohaSource",
+    "calvin": "data_pipelines.calvin:CalvinSource",
+    "irasim": "data_pipelines.irasim:IRASimSource",
     "lerobot": "data_pipelines.lerobot:LeRobotSource",
     "pusht": "data_pipelines.pusht:PushTSource",
     "rlds": "data_pipelines.rlds:RldsSource",
@@ -113,6 +115,8 @@ def detect(path: str | Path) -> type[Source]:
         except WamError as error:  # a source whose package is missing must not hide the others
             broken.append(f"{name} ({error})")
     matching = [candidate for candidate in classes if candidate.matches(path)]
+    if len(matching) > 1:  # many a dataset holds videos, which the plain ones would claim too
+        matching = [candidate for candidate in matching if not getattr(candidate, "last_resort", False)]
     if len(matching) == 1:
         return matching[0]
     if matching:
