@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,14 @@ def test_every_mode_is_scored_and_the_page_stands_alone(shards: Path, model: Pat
     assert "<b>push" not in page
     assert "&lt;b&gt;push" in page
     assert sorted(p.name for p in out.iterdir()) == ["metrics.json", "report.html"]
+
+
+def test_only_we_write_to_the_terminal(
+    shards: Path, model: Path, tmp_path: Path, foreign_words: Callable[[], list[str]]
+) -> None:
+    options = ("--modes", "policy", "--windows", 2, "--steps", 1)
+    assert _run("--model", model, "--data", shards, "--output", tmp_path / "out", *options) == 0
+    assert foreign_words() == []
 
 
 def test_two_runs_differ_in_their_times_alone(shards: Path, model: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`wam-video generate` from a saved checkpoint and shards: every mode writes what it promises, every mistake writes nothing."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from wam_video.cli.command import DONE, WRONG_REQUEST, run
 from wam_video.cli.generate import main
 from wam_video.data.video import encode_mp4, open_video
+from wam_video.inference.pipeline import WAMPipeline
 from wam_video.testing import fake_shards, tiny_pipeline
 
 
@@ -27,6 +29,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def generate(world: Path, output: Path, mode: str, *more: str, source: str = "shards", model: str = "model") -> int:
     arguments = ["--model", str(world / model), "--mode", mode, "--input", str(world / source), "--output", str(output)]
     return run(main, [*arguments, *more])
+
+
+def test_only_we_write_to_the_terminal(world: Path, tmp_path: Path, foreign_words: Callable[[], list[str]]) -> None:
+    WAMPipeline.from_pretrained(world / "model")
+    assert "Loading" in str(foreign_words()), "loading by itself shows the libraries' bars"
+    assert generate(world, tmp_path / "out", "policy", "--steps", "1") == DONE
+    assert foreign_words() == []
 
 
 @pytest.mark.parametrize("mode", ["policy", "forward", "inverse", "video", "joint"])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.terminal import strangers
 from wam_video.cli import train as command
 from wam_video.cli.command import run
 from wam_video.data.schema import EmbodimentSpec
@@ -120,9 +121,13 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes(shards: Path, tmp_path: Path
     assert (folder / "COMMIT.json").is_file()
 
 
-def test_a_finished_run_started_again_has_nothing_to_do(shards: Path, whole: Path) -> None:
+def test_a_finished_run_started_again_has_nothing_to_do_and_only_we_tell_of_it(shards: Path, whole: Path) -> None:
     before, lines = state_bytes(whole), (whole / "metrics.jsonl").read_text()
-    assert run(command.main, arguments(shards, whole, "eval_every=6", "trackers=[]")) == 0
+    process = start(shards, whole, "eval_every=6", "trackers=[]")
+    said = process.communicate(timeout=280)[1]
+    assert process.returncode == 0, said
+    assert "exported" in said
+    assert strangers(said) == [], "bars and warnings of the libraries beneath"
     assert state_bytes(whole) == before
     assert (whole / "metrics.jsonl").read_text() == lines
 

@@ -1,4 +1,4 @@
-"""What all commands share: how a failure becomes a message and an exit code.
+"""What all commands share: how a failure becomes a message and an exit code, and whose words reach the terminal.
 
 0 done, 1 the work failed, 2 the request was wrong (one line, no traceback: what, the value, what is allowed, what to do).
 """
@@ -31,3 +31,20 @@ def run(body: Body, argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output (`| head`) has gone; keep the interpreter from flushing into it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+
+
+def quiet_libraries() -> None:
+    """Keep diffusers' and transformers' bars and warnings off the terminal, which are about their parts of our work.
+
+    What matters of them, such as a tensor that a file lacks, we check and tell ourselves. Downloads show a bar on a terminal.
+    Importing them takes seconds: call this after the arguments are understood.
+    """
+    import diffusers
+    import huggingface_hub
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        huggingface_hub.utils.disable_progress_bars()

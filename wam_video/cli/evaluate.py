@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from wam_video.cli.command import DONE, run
+from wam_video.cli.command import DONE, quiet_libraries, run
 from wam_video.errors import ConfigError
 from wam_video.log import get_logger, setup_logging
 
@@ -96,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError(f"output {str(arguments.output)!r} is a file; give a folder")
     given = sys.argv[1:] if argv is None else list(argv)
     command = shlex.join(["wam-video", "evaluate", *(given[1:] if given[:1] == ["evaluate"] else given)])
+    quiet_libraries()
     report = evaluate(config, command, _progress())
     metrics, page = write(report, arguments.output)
     print(f"{metrics}\n{page}")

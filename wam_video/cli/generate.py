@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wam_video.cli.command import DONE, run
+from wam_video.cli.command import DONE, quiet_libraries, run
 from wam_video.errors import ConfigError, DataError
 from wam_video.log import setup_logging
 
@@ -99,16 +99,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _load(model: str, device: str) -> "WAMPipeline":
-    import diffusers
     import torch
-    import transformers
 
     from wam_video.inference.pipeline import WAMPipeline
 
-    quiet = not sys.stderr.isatty()
-    if quiet:
-        diffusers.utils.logging.disable_progress_bar()
-        transformers.utils.logging.disable_progress_bar()
+    quiet_libraries()
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     pipeline = WAMPipeline.from_pretrained(model)
@@ -120,7 +115,7 @@ def _load(model: str, device: str) -> "WAMPipeline":
         AssertionError,
     ) as error:  # torch has one for each way in which a device is not there
         raise ConfigError(f"--device is {device!r}, which can't be used here: {str(error).splitlines()[0]}") from error
-    if quiet:
+    if not sys.stderr.isatty():
         pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

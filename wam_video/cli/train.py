@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wam_video.cli.command import DONE, FAILED, run
+from wam_video.cli.command import DONE, FAILED, quiet_libraries, run
 from wam_video.config import load, to_yaml
 from wam_video.errors import ConfigError
 from wam_video.log import get_logger, setup_logging
@@ -73,6 +73,7 @@ def _show(config: "TrainConfig") -> int:
 
 
 def _train(config: "TrainConfig") -> int:
+    quiet_libraries()
     from wam_video.training import callbacks as hooks
     from wam_video.training.accelerator import EngineConfig, start_engine
     from wam_video.training.feed import ShardFeed
@@ -116,7 +117,7 @@ def _launch() -> "Launch":
     from wam_video.training.accelerator import Launch
 
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
-    if deepspeed and not torch.cuda.is_available():
+    if not torch.accelerator.is_available():  # whoever imports DeepSpeed would be warned that it had to guess
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     return Launch(num_processes=int(os.environ.get("WORLD_SIZE", "1")), deepspeed=deepspeed)
 
