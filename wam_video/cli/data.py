@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wam_video.cli.command import DONE, FAILED, run
+from wam_video.cli.data_export import add_export
 from wam_video.errors import ConfigError
 from wam_video.log import setup_logging
 
@@ -31,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_convert(commands)
+    add_export(commands)
     shards = {"inspect": _inspect, "stats": _stats, "verify": _verify}
     helps = {
         "inspect": "write a page with pictures, action plots and counts; print a summary",
