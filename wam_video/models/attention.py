@@ -68,7 +68,7 @@ class WAMAttnProcessor:
 
 def uses_flex(processor: Any) -> bool:
     """Whether a processor's backend is FlexAttention, which wants block masks."""
-    backend = processor._attention_backend  # noqa: SLF001 - where diffusers' set_attention_backend puts it
+    backend = processor._attention_backend  # where diffusers' set_attention_backend puts it
     return backend is not None and AttentionBackendName(backend) is AttentionBackendName.FLEX
 
 
@@ -144,14 +144,14 @@ class WAMSelfAttention(WAMAttention):
             keys.append(apply_rotary(key, rotary))
             values.append(value)
         past = None if memory is None else memory.past
-        if memory is not None:
-            memory.keep(_cat(keys), _cat(values))
         if self.side_gate is None or len(streams) == 1:
             joint = _cat(queries), _cat(_after(past, 0, keys)), _cat(_after(past, 1, values))
             out = self.processor(*joint, None if masks is None else masks.whole, parallel=True)
             outs = [out] if len(streams) == 1 else out.split([query.shape[1] for query in queries], dim=1)
         else:
             outs = self._gated(self.side_gate, queries, (keys, values), past, masks or Masks(whole=None))
+        if memory is not None:
+            memory.keep(_cat(keys), _cat(values))  # only now: it may write where what was just read lay
         return [layer.to_out[0](out.flatten(2)) for layer, out in zip(layers, outs, strict=True)]
 
     def _gated(

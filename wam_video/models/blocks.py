@@ -29,7 +29,8 @@ class Stream(NamedTuple):
 class Surroundings(NamedTuple):
     """What the streams of a call share."""
 
-    text: Float[Tensor, "b s d"]
+    text: Float[Tensor, "b s d"] | None
+    """None where a memory has its keys and values."""
     image: Float[Tensor, "b i d"] | None = None
     masks: Masks | None = None
     """Of self-attention; None: all see all."""
@@ -96,6 +97,11 @@ class WAMBlock(nn.Module):
             for tower, x, h, table, stream in zip(towers, xs, hs, tables, streams, strict=True)
         ]
 
+    @property
+    def num_towers(self) -> int:
+        """Towers that this block has."""
+        return 1
+
     def tower(self, index: int) -> "WAMBlock":
         """Return the layers of a tower."""
         if index:
@@ -114,7 +120,9 @@ class WAMBlock(nn.Module):
         """Return the keys and values of the prompt for each tower, once for all its streams."""
         if memory is not None:
             return {index: memory.context(index) for index in towers}
-        return {index: self.tower(index).attn2.context(around.text, around.image) for index in dict.fromkeys(towers)}
+        if around.text is None:
+            raise ValueError("a block needs the prompt, or a memory that has it")
+        return {i: self.tower(i).attn2.context(around.text, around.image) for i in dict.fromkeys(towers)}
 
     @staticmethod
     def _modulate(

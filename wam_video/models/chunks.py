@@ -128,6 +128,19 @@ def _single(frames: int, num_context: int, actions: int) -> ChunkIds:
     )
 
 
+def observed_ids(chunk: Int[Tensor, "b 1"], frames: int, actions: int) -> ChunkIds:
+    """Return the numbers of a call that observes one chunk; `chunk` is each sample's."""
+    return ChunkIds(
+        count=1,
+        frames=chunk.expand(-1, frames),
+        noisy=chunk.new_zeros(1, frames),
+        history_frames=chunk[:, :0],
+        actions=chunk.expand(-1, actions),
+        history_actions=chunk[:, :0],
+        chunks=chunk,
+    )
+
+
 def state_rows(
     state: Float[Tensor, "b *s ds"] | None, mask: Bool[Tensor, "b *s ds"] | None, count: int
 ) -> tuple[Float[Tensor, "b s ds"], Bool[Tensor, "b s ds"]] | None:
@@ -159,7 +172,7 @@ def chunk_times(
         return latent_times.new_zeros(latent_times.shape[0], 1)
     if action_times.shape[1]:
         return action_times[:, :: action_times.shape[1] // ids.count]
-    return latent_times[:, num_context :: config.chunk_frames]
+    return latent_times[:, num_context : num_context + ids.count * config.chunk_frames : config.chunk_frames]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +192,8 @@ class Call:
     num_context: int
     history: History | None
     ids: ChunkIds
+    last_frame: Float[Tensor, "b v c 1 h w"] | None = None
+    """The last frame that a cache has observed."""
 
     def frames(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Return latents, clocks, times and condition of all frames: clean copies, then the call's own."""
@@ -203,6 +218,8 @@ class Call:
 
     def residual(self, config: AttentionConfig) -> Float[Tensor, "b v c #t h w"]:
         """Return the last clean frame before the chunk of each frame; that of the context for the context itself."""
+        if self.last_frame is not None:
+            return self.last_frame
         last, size = self.num_context - 1, config.chunk_frames
         first = self.latents[:, :, :, last : last + 1]
         if self.history is None:

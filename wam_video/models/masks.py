@@ -95,6 +95,11 @@ class AttentionConfig:
         """Whether there are chunks."""
         return self.pattern == "causal"
 
+    @property
+    def open(self) -> bool:
+        """Whether the noisy tokens of a chunk see each other and all that came before."""
+        return self.state_sees == "chunk" and self.video_sees_actions and self.actions_see_video == "chunk"
+
 
 class TokenMeta(NamedTuple):
     """What the rule knows of tokens; the first axis is 1 where all samples of a batch are alike."""

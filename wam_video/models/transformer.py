@@ -6,7 +6,7 @@ load by key. It predicts what its config says (velocity or clean sample); `flow.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import torch
 from diffusers import ModelMixin
@@ -15,27 +15,32 @@ from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.normalization import FP32LayerNorm
-from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from wam_video.errors import ConfigError, one_of
+from wam_video.models.assembly import Read
 from wam_video.models.attention import uses_flex
-from wam_video.models.blocks import Stream, Surroundings, WAMBlock, gather_slots
-from wam_video.models.chunks import Call, History, chunk_ids, chunk_times, state_rows
-from wam_video.models.layers import ConditionEmbedder, EmbodimentLinear, octave_features
-from wam_video.models.masks import AttentionConfig, Modality, TokenMeta, make_masks
-from wam_video.models.rope import rotary_angles, sinusoids
-from wam_video.models.tokens import TokenGroup, join, side_meta, side_positions, video_meta, video_positions
+from wam_video.models.blocks import Stream, Surroundings, WAMBlock
+from wam_video.models.chunks import Call, History, chunk_ids, state_rows
+from wam_video.models.embodiments import EmbodimentMLP, TimedActionEmbedder
+from wam_video.models.kv_cache import KVCache, LayerCache
+from wam_video.models.layers import ConditionEmbedder, EmbodimentLinear
+from wam_video.models.masks import AttentionConfig, make_masks
+from wam_video.models.observing import ObservesChunks
+from wam_video.models.tokens import TokenGroup, join
 from wam_video.tensors import Prediction, PredictionType
 
 ActionCoupling = Literal["full", "gated"]
+ActionEmbedding = Literal["linear", "mlp_time"]
+ActionRope = Literal["time", "index"]
+StateClock = Literal["given", "action"]
 
 NO_BODY: tuple[dict[str, Any], ...] = ({"name": "none", "action_dim": 0, "state_dim": 0},)
 """The embodiments of a network that has only video."""
 
 
-class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, CacheMixin):
+class WAMTransformer(ObservesChunks, ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, CacheMixin):
     """Denoise video latents and action chunks together.
 
     Args:
@@ -70,6 +75,12 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
             a gate of each head that starts at zero (`attention.WAMSelfAttention`), so that a pretrained video network
             stays what it was, to the bit, until training opens the gate. The others always see everything.
         attention: Who sees whom, as `masks.AttentionConfig` has it; None: everyone everyone.
+        action_embedding: "linear", or "mlp_time": three maps that are told each action's clock (DreamZero).
+        embodiment_hidden_dim: Hidden width of the maps of states in and of actions out; None: they are linear.
+        action_rope: Where actions and states are: "time", on the axes of the video; "index": on an axis of their own, which
+            takes the whole head dim, counted through the chunks (DreamZero).
+        state_clock: "given": 0; "action": that of the first action of its chunk (DreamZero).
+        action_norm_out: Normalise and modulate action tokens before they are read out, as video tokens are.
         eps: Of the norms.
     """
 
@@ -107,13 +118,30 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
         residual_video: bool = False,
         action_coupling: ActionCoupling = "full",
         attention: dict[str, Any] | None = None,
+        action_embedding: ActionEmbedding = "linear",
+        embodiment_hidden_dim: int | None = None,
+        action_rope: ActionRope = "time",
+        state_clock: StateClock = "given",
+        action_norm_out: bool = True,
         eps: float = 1e-6,
     ) -> None:
         super().__init__()
         _check_options(video_prediction, action_prediction, residual_video, attention_head_dim)
         dim = num_attention_heads * attention_head_dim
+        for what, value, kind in (
+            ("action_embedding", action_embedding, ActionEmbedding),
+            ("action_rope", action_rope, ActionRope),
+            ("state_clock", state_clock, StateClock),
+        ):
+            if value not in get_args(kind):
+                raise ConfigError(one_of(f"model.{what}", value, get_args(kind)))
         _check_couplings(action_coupling, image_dim, added_kv_proj_dim, dim)
         self.attention = AttentionConfig.read(attention)
+        if self.attention.action_history and action_coupling == "gated":
+            raise ConfigError(
+                "model.attention.action_history is true and model.action_coupling 'gated'; allowed with it: 'full', for "
+                "video would see old actions without a gate"
+            )
         action_dims = [max(e["action_dim"], 1) for e in embodiments]
         state_dims = [max(e["state_dim"], 1) for e in embodiments]
         features = 1 + 2 * input_octaves
@@ -121,8 +149,13 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
         patch = tuple(patch_size)
         self.patch_embedding = nn.Conv3d(in_channels + condition_channels, dim, patch, patch)
         self.condition_embedder = ConditionEmbedder(dim, freq_dim, text_dim, image_dim)
-        self.action_embedder = EmbodimentLinear([features * n for n in action_dims], widths)
-        self.state_embedder = EmbodimentLinear([features * n for n in state_dims], widths)
+        values_in = [features * n for n in action_dims], [features * n for n in state_dims]
+        hidden = embodiment_hidden_dim
+        timed = action_embedding == "mlp_time"
+        self.action_embedder = (
+            TimedActionEmbedder(values_in[0], dim) if timed else EmbodimentLinear(values_in[0], widths)
+        )
+        self.state_embedder = _embodiment_map(values_in[1], hidden, widths)
         self.no_state = nn.Parameter(torch.zeros(dim))
         self.view_embedding = nn.Parameter(torch.zeros(num_views, dim))
         self.registers = nn.Parameter(torch.randn(num_registers, dim) / dim**0.5)
@@ -132,7 +165,7 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
         self.norm_out = FP32LayerNorm(dim, eps, elementwise_affine=False)
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
         self.proj_out = nn.Linear(dim, (out_channels or in_channels) * patch_size[0] * patch_size[1] * patch_size[2])
-        self.action_proj_out = EmbodimentLinear(widths, action_dims, zero_init=True)
+        self.action_proj_out = _embodiment_map(widths, hidden, action_dims, zero_init=True)
         self.gradient_checkpointing = False
         if residual_video:
             nn.init.zeros_(self.proj_out.weight)
@@ -168,7 +201,7 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
         latents: Float[Tensor, "b v c t h w"],
         t_video: Float[Tensor, "b t"],
         latent_times: Float[Tensor, "b t"],
-        text_embeds: Float[Tensor, "b s dt"],
+        text_embeds: Float[Tensor, "b s dt"] | None = None,
         embodiment: Int[Tensor, " b"],
         actions: Float[Tensor, "b ta da"] | None = None,
         t_action: Float[Tensor, "b ta"] | None = None,
@@ -180,6 +213,7 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
         image_embeds: Float[Tensor, "b i di"] | None = None,
         num_context: int = 1,
         history: History | None = None,
+        cache: KVCache | None = None,
     ) -> Prediction:
         """Predict every latent frame and action of a noisy sample.
 
@@ -187,7 +221,7 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
             latents: Noisy or given latent frames; leave the future frames out where video is absent.
             t_video: Flow time of each latent frame in [0, 1]; 0 is given.
             latent_times: Seconds of each latent frame.
-            text_embeds: Encoded prompt, zero past its end.
+            text_embeds: Encoded prompt, zero past its end; None with a `cache`, which has it.
             embodiment: Id of each sample's body.
             actions: Noisy or given actions, normalised, padded to the widest embodiment; None: absent.
             t_action: Flow time of each action in [0, 1].
@@ -199,17 +233,26 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
             image_embeds: Image context, if the network has an `image_dim`.
             num_context: Latent frames that are context: chunk 0, where there are chunks.
             history: Clean copies of the frames and actions that later chunks read (`attention` of pattern causal).
+            cache: What was observed before (see `observe`), instead of `history` and of context frames; it is only read.
 
         Raises:
-            ConfigError: `condition` or `image_embeds` is missing or superfluous, or of the wrong width.
+            ConfigError: `condition` or `image_embeds` is missing or superfluous, or of the wrong width; there are clean
+                tokens, but no chunks; the prompt is missing, or there twice.
         """
-        self._check_conditions(condition, image_embeds)
+        self.check_conditions(condition, image_embeds, cached=cache is not None)
+        self._check_memory(text_embeds, num_context, history, cache)
         if actions is None or t_action is None or action_times is None:
             actions = None
             t_action = action_times = t_video.new_zeros(t_video.shape[0], 0)
         count = actions.shape[1] if actions is not None else 0
+        start = None if cache is None else cache.next_chunk(latents.device)
         ids = chunk_ids(
-            self.attention, frames=latents.shape[3], num_context=num_context, actions=count, history=history
+            self.attention,
+            frames=latents.shape[3],
+            num_context=num_context,
+            actions=count,
+            history=history,
+            start=start,
         ).to(latents.device)
         call = Call(
             latents=latents,
@@ -225,13 +268,29 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
             num_context=num_context,
             history=history,
             ids=ids,
+            last_frame=None if cache is None else cache.last_frame,
         )
-        text, image = self.condition_embedder.context(text_embeds, image_embeds)
-        groups = self._groups(call)
-        outs = self._blocks(groups, Surroundings(text, image), hides=view_mask is not None)
-        return self._read_out(outs, call)
+        around = Surroundings(None, None)
+        if text_embeds is not None:
+            around = Surroundings(*self.condition_embedder.context(text_embeds, image_embeds))
+        outs = self.run_blocks(self.assemble(call), around, hides=view_mask is not None, cache=cache)
+        return self.read_out(outs, call)
 
-    def _check_conditions(self, condition: Tensor | None, image_embeds: Tensor | None) -> None:
+    def _check_memory(
+        self, text_embeds: Tensor | None, num_context: int, history: History | None, cache: KVCache | None
+    ) -> None:
+        if (text_embeds is None) != (cache is not None):
+            raise ConfigError("give text_embeds, or a cache, which has the prompt; not both")
+        if not self.attention.causal and (history is not None or cache is not None):
+            raise ConfigError(
+                "history and cache are for networks with model.attention.pattern 'causal'; leave them out"
+            )
+        if cache is not None and (num_context or history is not None):
+            raise ConfigError(
+                f"num_context is {num_context} and a cache is given; allowed with it: 0, and no history, for it holds them"
+            )
+
+    def check_conditions(self, condition: Tensor | None, image_embeds: Tensor | None, *, cached: bool) -> None:
         channels, width = self.config["condition_channels"], self.config["image_dim"] or 0
         given = 0 if condition is None else condition.shape[2]
         if given != channels:
@@ -240,103 +299,42 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
                 "(video_codec.first_frame_condition makes Wan's)"
             )
         given = 0 if image_embeds is None else image_embeds.shape[-1]
-        if given != width:
+        if given != (0 if cached else width):
             raise ConfigError(
                 f"image_embeds is {given} wide; this network reads {width} (image_encoder.encode_image makes Wan's)"
             )
 
-    def _groups(self, call: Call) -> dict[str, TokenGroup]:
-        """Return the tokens of a call by kind, in their order."""
-        video = self._video(call)
-        return {"video": video} | self._side(call, like=video.tokens)
-
-    def _video(self, call: Call) -> TokenGroup:
-        """Return the video tokens: clean copies, then the call's frames."""
-        latents, clocks, times, condition = call.frames()
-        views, ids = latents.shape[1], call.ids
-        pixels = latents if condition is None else torch.cat([latents, condition.to(latents)], dim=2)
-        x = self.patch_embedding(rearrange(pixels, "b v c t h w -> (b v) c t h w"))
-        height, width = x.shape[-2:]
-        x = rearrange(x, "(b v) d t h w -> b t v (h w) d", v=views)
-        x = rearrange(x + self.view_embedding[:views, None], "b t v n d -> b (t v n) d")
-        sites = height * width
-        chunk = torch.cat([ids.history_frames, ids.frames], dim=1)
-        noisy = torch.cat([torch.zeros_like(ids.history_frames[:1]), ids.noisy], dim=1).expand_as(chunk)
-        return self._group(
-            x,
-            clocks,
-            torch.arange(clocks.shape[1], device=x.device).repeat_interleave(views * sites),
-            video_positions(times * self.config["rope_rate"], views, height, width),
-            video_meta(chunk, noisy, call.view_mask, sites, views),
-        )
-
-    def _side(self, call: Call, like: Tensor) -> dict[str, TokenGroup]:
-        """Return the tokens of state, clean actions, actions and registers."""
-        ids, device = call.ids, like.device
-        starts = chunk_times(ids, self.attention, call.num_context, call.latent_times, call.action_times)
-        rate, batch, count = self.config["rope_rate"], like.shape[0], ids.count
-        slots, zero = torch.arange(count, device=device), starts.new_zeros(batch, 1)
-        here = side_positions(starts * rate)
-        meta = side_meta(ids.chunks, Modality.STATE)
-        groups = {"state": self._group(self._state_tokens(call, like), zero.expand(-1, count), slots, here, meta)}
-        if call.actions is not None:
-            for name, (actions, clocks, chunk) in call.action_streams().items():
-                meta = side_meta(chunk, Modality.ACTION, noisy=name == "actions")
-                slots = torch.arange(clocks.shape[1], device=device)
-                at = side_positions(call.action_times[:, : clocks.shape[1]] * rate)
-                groups[name] = self._group(self._action_tokens(call, actions, like), clocks, slots, at, meta)
-        registers = self.config["num_registers"]
-        if registers:
-            tokens = self.registers.to(like).repeat(count, 1).expand(batch, -1, -1)
-            slots = torch.zeros(count * registers, dtype=torch.long, device=device)
-            meta = side_meta(ids.chunks.repeat_interleave(registers, dim=1), Modality.REGISTER)
-            here = here.repeat_interleave(registers, dim=1)
-            groups["registers"] = self._group(tokens, zero, slots, here, meta)
-        return groups
-
-    def _state_tokens(self, call: Call, like: Tensor) -> Float[Tensor, "b s d"]:
-        if call.state is None:
-            return self.no_state.to(like).expand(like.shape[0], call.ids.count, -1)
-        state, mask = call.state
-        tokens = self.state_embedder(octave_features(state.to(like), self.config["input_octaves"]), call.embodiment)
-        return torch.where(mask.any(-1, keepdim=True), tokens, self.no_state.to(like))
-
-    def _action_tokens(self, call: Call, actions: Float[Tensor, "b ta da"], like: Tensor) -> Float[Tensor, "b ta d"]:
-        features = octave_features(actions.to(like), self.config["input_octaves"])
-        return self.action_embedder(features, call.embodiment)
-
-    def _group(
+    def run_blocks(
         self,
-        tokens: Float[Tensor, "b n d"],
-        clocks: Float[Tensor, "b m"],
-        slots: Int[Tensor, " n"],
-        positions: Float[Tensor, "b n 3"],
-        meta: TokenMeta,
-    ) -> TokenGroup:
-        if self.config["absolute_positions"]:
-            tokens = tokens + sinusoids(positions, tokens.shape[-1]).type_as(tokens)
-        rotary = rotary_angles(positions, self.config["attention_head_dim"], self.config["rope_theta"])
-        return TokenGroup(tokens, clocks, slots, rotary, meta)
-
-    def _blocks(
-        self, groups: dict[str, TokenGroup], around: Surroundings, *, hides: bool
-    ) -> dict[str, tuple[Float[Tensor, "b n d"], Float[Tensor, "b m d"], Int[Tensor, " n"]]]:
-        """Send groups of tokens through the blocks; return of each its tokens, its stream's clocks embedded, and its slots."""
+        groups: dict[str, TokenGroup],
+        around: Surroundings,
+        *,
+        hides: bool,
+        cache: KVCache | None = None,
+        memories: Sequence[LayerCache] | None = None,
+    ) -> dict[str, Read]:
+        """Send groups of tokens through the blocks; `hides`: some are not there, or the call observes."""
         gated = self.config["action_coupling"] == "gated"
         split = [["video"], [name for name in groups if name != "video"]] if gated else [list(groups)]
+        split = [[name for name in names if name in groups] for names in split]
+        split = [names for names in split if names]
         joined = [join([groups[name] for name in names]) for names in split]
         xs = [group.tokens for group in joined]
         times = self.condition_embedder([group.clocks for group in joined], xs[0])
         streams = [Stream(time[1], group.slots, group.rotary) for time, group in zip(times, joined, strict=True)]
-        if hides or self.attention.causal:
+        if hides or (self.attention.causal and not (cache is not None and cache.solid and self.attention.open)):
             flex = uses_flex(self.blocks[0].attn1.processor)
+            past = None if cache is None else cache.past_meta()
             metas = [group.meta for group in joined]
-            around = around._replace(masks=make_masks(metas, None, self.attention, gated=gated, flex=flex))
-        for block in self.blocks:
+            around = around._replace(masks=make_masks(metas, past, self.attention, gated=gated, flex=flex))
+        if cache is not None and memories is None:
+            memories = cache.memories()
+        for index, block in enumerate(self.blocks):
+            memory = None if memories is None else memories[index]
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                xs = self._gradient_checkpointing_func(block, xs, streams, around)
+                xs = self._gradient_checkpointing_func(block, xs, streams, around, memory)
             else:
-                xs = block(xs, streams, around)
+                xs = block(xs, streams, around, memory)
         outs = {}
         for names, x, time, group in zip(split, xs, times, joined, strict=True):
             lengths = [groups[name].tokens.shape[1] for name in names]
@@ -344,33 +342,13 @@ class WAMTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin, 
             outs |= {name: (piece, time[0], slots) for name, piece, slots in pieces}
         return outs
 
-    def _modulate_out(
-        self, x: Float[Tensor, "b n d"], time: Float[Tensor, "b m d"], slots: Int[Tensor, " n"]
-    ) -> Float[Tensor, "b n d"]:
-        shift, scale = (self.scale_shift_table[:, None] + time.float()[:, :, None]).type_as(x).unbind(2)
-        return torch.addcmul(gather_slots(shift, slots), self.norm_out(x), gather_slots(1 + scale, slots))
 
-    def _read_out(self, outs: dict[str, tuple[Tensor, Tensor, Tensor]], call: Call) -> Prediction:
-        x, time, slots = outs["video"]
-        frames, views, height, width = (call.latents.shape[i] for i in (3, 1, 4, 5))
-        pt, ph, pw = self.config["patch_size"]
-        num = (frames // pt) * views * (height // ph) * (width // pw)
-        video = rearrange(
-            self.proj_out(self._modulate_out(x[:, -num:], time, slots[-num:])),
-            "b (t v h w) (pt ph pw c) -> b v c (t pt) (h ph) (w pw)",
-            v=views,
-            h=height // ph,
-            w=width // pw,
-            pt=pt,
-            ph=ph,
-            pw=pw,
-        )
-        if self.config["residual_video"]:
-            video = video + call.residual(self.attention)
-        actions = None
-        if "actions" in outs:
-            actions = self.action_proj_out(self._modulate_out(*outs["actions"]), call.embodiment)
-        return Prediction(video=video, actions=actions)
+def _embodiment_map(
+    in_dims: list[int], hidden: int | None, out_dims: list[int], *, zero_init: bool = False
+) -> EmbodimentLinear | EmbodimentMLP:
+    if hidden is None:
+        return EmbodimentLinear(in_dims, out_dims, zero_init=zero_init)
+    return EmbodimentMLP(in_dims, hidden, out_dims, zero_init=zero_init)
 
 
 def _check_options(video_kind: str, action_kind: str, residual: bool, head_dim: int) -> None:
