@@ -1,14 +1,20 @@
 """What every source does with its options and with names that can't stand in a shard."""
 
 import hashlib
+import math
 import re
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 from wam_video.errors import ConfigError, one_of
 
 C = TypeVar("C")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoOptions:
+    """Of what has none: every option is then an unknown one."""
 
 
 def build_options(schema: type[C], source: str, options: Mapping[str, Any]) -> C:
@@ -24,6 +30,28 @@ def build_options(schema: type[C], source: str, options: Mapping[str, Any]) -> C
             raise ConfigError(one_of(f"option of source {source!r}", key, types))
         values[key] = _convert(source, key, types[key], value)
     return schema(**values)
+
+
+def parse_weights(what: str, entries: Sequence[str], allowed: Iterable[str]) -> dict[str, float]:
+    """Return the weight of each name of `name=weight` entries; a bare name weighs 1.
+
+    Raises:
+        ConfigError: An unknown name, a weight that is no number >= 0, or nothing above 0.
+    """
+    names, weights = tuple(allowed), {}
+    for entry in entries or ("",):
+        name, _, weight = entry.partition("=")
+        if name not in names:
+            raise ConfigError(one_of(what, name, names))
+        try:
+            weights[name] = float(weight or 1.0)
+        except ValueError:
+            weights[name] = -1.0
+        if not 0 <= weights[name] < math.inf:
+            raise ConfigError(f"{what} is {entry!r}; write name=weight with a weight >= 0")
+    if not sum(weights.values()) > 0:
+        raise ConfigError(f"{what} has no weight above 0; give at least one")
+    return weights
 
 
 def safe_name(text: str, default: str = "unnamed") -> str:

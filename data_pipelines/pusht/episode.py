@@ -41,7 +41,7 @@ class Recording:
         return bool((self.coverage > SUCCESS).any())
 
 
-def _start(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def draw_start(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Draw a pusher and a block that do not touch each other or a wall."""
     near = rng.random() < _NEAR_GOAL
     while True:
@@ -73,7 +73,7 @@ def simulate(seed: int, index: int, max_steps: int, skills: dict[str, float]) ->
     names = sorted(skills)
     weights = np.array([skills[name] for name in names], dtype=np.float64)
     skill = names[int(rng.choice(len(names), p=weights / weights.sum()))]
-    table = Table(*_start(rng))
+    table = Table(*draw_start(rng))
     player = Pusher(SKILLS[skill], rng)
     actions, pusher, block, reward, coverage = [], [table.pusher], [table.block], [], []
     left = None

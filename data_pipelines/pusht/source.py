@@ -1,11 +1,7 @@
 """Yields simulated PushT episodes as any other source yields recordings."""
 
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,14 +9,14 @@ import numpy as np
 import yaml
 from jaxtyping import Float, UInt8
 
-from data_pipelines.options import build_options
+from data_pipelines.options import build_options, parse_weights
 from data_pipelines.pusht.episode import Recording, simulate
 from data_pipelines.pusht.pusher import SKILLS
-from data_pipelines.pusht.pushes import push_table
 from data_pipelines.pusht.render import render
 from data_pipelines.pusht.simulator import load_simulator
+from data_pipelines.workers import in_order
 from wam_video.data.schema import EmbodimentSpec, Episode
-from wam_video.errors import ConfigError, DataError, one_of
+from wam_video.errors import ConfigError, DataError
 
 PROMPTS = (
     "push the grey T onto the green target",
@@ -43,8 +39,6 @@ EMBODIMENT = EmbodimentSpec(
     description="PushT: a round pusher on a 512 x 512 px table, driven by absolute target positions",
 )
 _SCHEME = "pusht:"
-_AHEAD = 4
-"""Episodes a worker process may be ahead of the reader."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +68,7 @@ class PushTConfig:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ConfigError(f"option {name} of source 'pusht' is {value}; allowed: {low} to {high}")
-        if self.skill_weights and not sum(self.skill_weights.values()) > 0:
-            raise ConfigError("option skills of source 'pusht' has no weight above 0; give at least one")
+        self.skill_weights  # noqa: B018 - refuses unknown names
 
     @property
     def skill_weights(self) -> dict[str, float]:
@@ -84,18 +77,7 @@ class PushTConfig:
         Raises:
             ConfigError: An unknown skill or a weight that is no number >= 0.
         """
-        weights = {}
-        for entry in self.skills or ("",):
-            name, _, weight = entry.partition("=")
-            if name not in SKILLS:
-                raise ConfigError(one_of("skill of source 'pusht'", name, SKILLS))
-            try:
-                weights[name] = float(weight or 1.0)
-            except ValueError:
-                weights[name] = -1.0
-            if not 0 <= weights[name] < np.inf:
-                raise ConfigError(f"skill of source 'pusht' is {entry!r}; write name=weight with a weight >= 0")
-        return weights
+        return parse_weights("skill of source 'pusht'", self.skills, SKILLS)
 
 
 class PushTView:
@@ -154,20 +136,11 @@ class PushTSource:
     def _recordings(self) -> Iterator[Recording]:
         c = self.config
         jobs = ((c.seed, index, c.max_steps, c.skill_weights) for index in range(c.episodes))
-        if c.workers == 1:
-            for job in jobs:
-                yield simulate(*job)
-            return
-        # Spawned, not forked: the caller may hold threads (torch, a progress bar) that a fork would leave half alive.
-        with ProcessPoolExecutor(c.workers, mp_context=get_context("spawn"), initializer=push_table) as pool:
-            waiting = deque(pool.submit(simulate, *job) for job in islice(jobs, c.workers * _AHEAD))
-            try:
-                while waiting:
-                    recording = waiting.popleft().result()
-                    waiting.extend(pool.submit(simulate, *job) for job in islice(jobs, 1))
-                    yield recording
-            finally:
-                pool.shutdown(cancel_futures=True)
+        return in_order(_play, jobs, c.workers)
+
+
+def _play(job: tuple[int, int, int, dict[str, float]]) -> Recording:
+    return simulate(*job)
 
 
 def _episode(index: int, recording: Recording, config: PushTConfig) -> Episode:

@@ -11,8 +11,8 @@ from tests.policy.tree import PACKAGES, python_files, read
 Rule = Callable[[str], list[str]]
 
 CLI = ("wam_video/cli/",)
-SIMULATORS = ("data_pipelines/pusht/simulator.py",)
-"""SDL reads its video driver from the environment only, before pygame is imported."""
+SIMULATORS = ("data_pipelines/pusht/simulator.py", "data_pipelines/metaworld/simulator.py")
+"""SDL and MuJoCo read their drivers from the environment only, before pygame or mujoco is imported."""
 
 RULES: dict[str, tuple[Rule, tuple[str, ...], tuple[str, ...]]] = {
     "sizes": (rules.too_long, (*PACKAGES, "tests"), ()),

@@ -1,20 +1,34 @@
-"""`wam-video data convert|inspect|stats|verify`: recordings into shards, and a look at what is in them."""
+"""`wam-video data convert|collect|inspect|stats|verify`: recordings or simulations into shards, and a look at what is in them."""
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wam_video.cli.command import DONE, FAILED, run
 from wam_video.cli.data_export import add_export
+from wam_video.cli.options import parse_options, parse_size
 from wam_video.errors import ConfigError
 from wam_video.log import setup_logging
+
+if TYPE_CHECKING:
+    from wam_video.data.sources import Source
 
 _CONVERT_EXAMPLE = """\
 examples:
   wam-video data convert my_lerobot_dataset --output shards/mine --size 128x128
   wam-video data convert clips/ --format video --output shards/clips --fps 10 --workers 4
   wam-video data convert my_lerobot_dataset --output shards/mine --dry-run"""
+
+_COLLECT_EXAMPLE = """\
+examples:
+  wam-video data collect --env pusht --episodes 400 --size 64x64 --output shards/pusht --workers 2
+  wam-video data collect --env metaworld:easy --episodes 20 --size 128x128 --output shards/easy --workers 4
+  wam-video data collect --env metaworld:all --episodes 50 --noise 0.2 --option views=corner4,gripperPOV --output shards/mt50
+
+The same seed gives the same bytes whatever the number of processes. `--option behaviours=expert=1` (Meta-World) or
+`--option skills=expert=1` (PushT) leaves out the failures and near-successes that are kept and labelled by default."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_convert(commands)
     add_export(commands)
+    _add_collect(commands)
     shards = {"inspect": _inspect, "stats": _stats, "verify": _verify}
     helps = {
         "inspect": "write a page with pictures, action plots and counts; print a summary",
@@ -61,37 +76,99 @@ def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     sub.set_defaults(command=_convert)
     sub.add_argument("source", metavar="SOURCE", help="dataset folder or file")
-    sub.add_argument("--output", type=Path, required=True, metavar="SHARDS", help="folder to make")
     sub.add_argument("--format", default="auto", metavar="NAME", help="auto, lerobot, video, ... (default auto)")
     sub.add_argument("--size", default="256x256", metavar="HxW", help="stored height x width (default 256x256)")
     sub.add_argument("--fit", default="pad", help="another aspect ratio: pad, crop or stretch (default pad)")
     sub.add_argument("--fps", type=float, metavar="F", help="stored frames per second (default: as recorded)")
-    sub.add_argument("--clip-frames", type=int, default=256, metavar="N", help="cut longer episodes (default 256)")
-    sub.add_argument("--val-fraction", type=float, default=0.1, metavar="F", help="held-out share (default 0.1)")
     sub.add_argument("--views", metavar="A,B", help="cameras to keep, in this order (default all)")
-    sub.add_argument("--name", metavar="NAME", help="name of the dataset (default: that of the output folder)")
     sub.add_argument("--embodiment", metavar="NAME", help="name of the body (default: the dataset's own)")
     sub.add_argument("--licence", metavar="TEXT", help="terms of the recordings (default: the dataset's own)")
     sub.add_argument(
         "--option", action="append", default=[], metavar="KEY=VALUE", help="of the source; see its README; repeatable"
     )
     sub.add_argument("--workers", type=int, default=1, metavar="N", help="encoding processes (default 1; same bytes)")
+    _add_output(sub)
+
+
+def _add_collect(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    sub = commands.add_parser(
+        "collect",
+        help="simulate episodes and turn them into shards",
+        description="Play episodes in a simulator with a scripted expert of varied skill and write them as shards.",
+        epilog=_COLLECT_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sub.set_defaults(command=_collect)
+    sub.add_argument(
+        "--env", required=True, metavar="NAME[:TASKS]", help="pusht, metaworld:reach,push, metaworld:easy, ..."
+    )
+    sub.add_argument("--episodes", type=int, default=20, metavar="N", help="of each task (default 20)")
+    sub.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="episode i is a function of seed and i (default 0)"
+    )
+    sub.add_argument("--size", default="128x128", metavar="HxW", help="drawn and stored, square (default 128x128)")
+    sub.add_argument(
+        "--noise", type=float, metavar="X", help="smooth noise on every action, its standard deviation (Meta-World)"
+    )
+    sub.add_argument(
+        "--max-steps", type=int, metavar="N", help="actions an episode has at most (default: the source's)"
+    )
+    sub.add_argument("--workers", type=int, default=1, metavar="N", help="simulating processes (default 1; same bytes)")
+    sub.add_argument(
+        "--option", action="append", default=[], metavar="KEY=VALUE", help="of the source; see its README; repeatable"
+    )
+    _add_output(sub)
+
+
+def _add_output(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--output", type=Path, required=True, metavar="SHARDS", help="folder to make")
+    sub.add_argument("--clip-frames", type=int, default=256, metavar="N", help="cut longer episodes (default 256)")
+    sub.add_argument("--val-fraction", type=float, default=0.1, metavar="F", help="held-out share (default 0.1)")
+    sub.add_argument("--name", metavar="NAME", help="name of the dataset (default: that of the output folder)")
     sub.add_argument("--limit", type=int, metavar="N", help="only the first N recordings")
     sub.add_argument("--overwrite", action="store_true", help="replace a folder of shards that is there already")
     sub.add_argument("--dry-run", action="store_true", help="print what would be written, write nothing")
 
 
 def _convert(arguments: argparse.Namespace) -> int:
+    from wam_video.data.sources import open_source
+
+    options = {"views": arguments.views, "embodiment": arguments.embodiment, **parse_options(arguments.option)}
+    given = {key: value for key, value in options.items() if value is not None}
+    source = open_source(arguments.source, arguments.format, **given)
+    # not the whole path: shards must not depend on where the dataset lay
+    return _write(arguments, source, Path(arguments.source).name, given)
+
+
+def _collect(arguments: argparse.Namespace) -> int:
+    from wam_video.data.sources import open_source
+
+    name, _, tasks = arguments.env.partition(":")
+    height, width = parse_size(arguments.size)
+    if height != width:
+        raise ConfigError(f"--size is {arguments.size}; simulated pictures are square: give e.g. {height}x{height}")
+    chosen = {
+        "episodes": arguments.episodes,
+        "seed": arguments.seed,
+        "image_size": width,
+        "noise": arguments.noise,
+        "max_steps": arguments.max_steps,
+    }
+    given = {key: value for key, value in chosen.items() if value is not None} | parse_options(arguments.option)
+    source = open_source(f"{name}:{tasks}", name, workers=arguments.workers, **given)
+    # the processes simulate and draw, which is the slow part; what they do not do is encoding
+    fixed = {"fps": None, "fit": "pad", "licence": None, "workers": 1}
+    return _write(argparse.Namespace(**{**vars(arguments), **fixed}), source, arguments.env, given)
+
+
+def _write(arguments: argparse.Namespace, source: "Source", origin: str, options: Mapping[str, object]) -> int:
+    """Write a source's episodes as shards, or say what would be written."""
     from wam_video import __version__
     from wam_video.data.convert import convert, plan
     from wam_video.data.encode import WriterConfig
-    from wam_video.data.sources import open_source
     from wam_video.data.summary import plan_text, summary_text
 
-    height, width = _parse_size(arguments.size)
-    options = {"views": arguments.views, "embodiment": arguments.embodiment, **_parse_options(arguments.option)}
-    given = {key: value for key, value in options.items() if value is not None}
-    source = open_source(arguments.source, arguments.format, **given)
+    height, width = parse_size(arguments.size)
     config = WriterConfig(
         dataset=arguments.name or arguments.output.resolve().name,
         height=height,
@@ -101,9 +178,9 @@ def _convert(arguments: argparse.Namespace) -> int:
         val_fraction=arguments.val_fraction,
         fit=arguments.fit,
         licence=arguments.licence or source.licence or "unknown",
-        source=Path(arguments.source).name,  # not the whole path: shards must not depend on where the dataset lay
+        source=origin,
         converter=f"wam-video {__version__} {source.name}",
-        options={"format": source.name, "limit": arguments.limit, **given},
+        options={"format": source.name, "limit": arguments.limit, **options},
     )
     if arguments.dry_run:
         print(plan_text(plan(source, limit=arguments.limit), arguments.output, config))
@@ -159,23 +236,6 @@ def _verify(arguments: argparse.Namespace) -> int:
     verdict = f"{count} problem(s)" if count else "nothing is wrong"
     print(f"{arguments.shards}: {len(manifest.shards)} shard(s), {samples} sample(s): {verdict}")
     return FAILED if count else DONE
-
-
-def _parse_size(text: str) -> tuple[int, int]:
-    height, separator, width = text.lower().partition("x")
-    if not separator or not height.isdigit() or not width.isdigit():
-        raise ConfigError(f"--size is {text!r}; it must be HEIGHTxWIDTH in pixels, e.g. 128x128")
-    return int(height), int(width)
-
-
-def _parse_options(pairs: Sequence[str]) -> dict[str, str]:
-    options = {}
-    for pair in pairs:
-        key, separator, value = pair.partition("=")
-        if not separator or not key:
-            raise ConfigError(f"--option is {pair!r}; it must be KEY=VALUE, e.g. --option action_key=actions")
-        options[key] = value
-    return options
 
 
 if __name__ == "__main__":

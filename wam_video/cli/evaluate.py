@@ -3,13 +3,13 @@
 import argparse
 import shlex
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from wam_video.cli.command import DONE, quiet_libraries, run
+from wam_video.cli.options import parse_named, show_progress, torch_device
 from wam_video.errors import ConfigError
-from wam_video.log import get_logger, setup_logging
+from wam_video.log import setup_logging
 
 _EXAMPLE = """\
 examples:
@@ -18,8 +18,6 @@ examples:
                      --data shards/pusht --training-log "short run=runs/quick/metrics.jsonl" --output runs/quick
 
 Several models stand side by side on the page. The figures mean something only next to their controls."""
-
-_GENERIC = ("export", "final", "model", "checkpoint", "latest", "pipeline", "weights")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -81,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from wam_video.tensors import Mode
 
     config = EvaluateConfig(
-        models=_named("--model", arguments.model),
+        models=parse_named("--model", arguments.model),
         data=arguments.data,
         modes=_modes(arguments.modes) or tuple(Mode),
         split=arguments.split,
@@ -89,34 +87,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         num_inference_steps=arguments.steps,
         seed=arguments.seed,
         batch_size=arguments.batch_size,
-        device=_device(arguments.device),
-        training_logs=_named("--training-log", arguments.training_log),
+        device=torch_device(arguments.device),
+        training_logs=parse_named("--training-log", arguments.training_log),
     )
     if arguments.output.exists() and not arguments.output.is_dir():
         raise ConfigError(f"output {str(arguments.output)!r} is a file; give a folder")
     given = sys.argv[1:] if argv is None else list(argv)
     command = shlex.join(["wam-video", "evaluate", *(given[1:] if given[:1] == ["evaluate"] else given)])
     quiet_libraries()
-    report = evaluate(config, command, _progress())
+    report = evaluate(config, command, show_progress("window"))
     metrics, page = write(report, arguments.output)
     print(f"{metrics}\n{page}")
     return DONE
-
-
-def _named(what: str, values: Sequence[str]) -> dict[str, str]:
-    """Split `NAME=PATH`; a bare path is called by its own name, or its parent's where that says nothing."""
-    named: dict[str, str] = {}
-    for value in values:
-        name, equals, path = value.partition("=")
-        if not equals or "/" in name:
-            path = value
-            parts = Path(value).resolve().parts
-            named_parts = [part for part in parts if Path(part).stem not in (*_GENERIC, "metrics")]
-            name = named_parts[-1] if named_parts else value
-        if name in named:
-            raise ConfigError(f"{what} has the name {name!r} twice; give each one its own: NAME=PATH")
-        named[name] = path
-    return named
 
 
 def _modes(values: Sequence[str] | None) -> tuple["Mode", ...]:  # noqa: F821
@@ -124,42 +106,6 @@ def _modes(values: Sequence[str] | None) -> tuple["Mode", ...]:  # noqa: F821
 
     names = [name for value in values or () for name in value.split(",") if name]
     return tuple(dict.fromkeys(get_mode(name) for name in names))
-
-
-def _device(name: str | None) -> str:
-    import torch
-
-    if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"device is {name!r}, which torch can't use ({reason}); allowed: cpu, cuda, cuda:N, mps"
-        ) from error
-    return name
-
-
-def _progress() -> Callable[[str, int, int], None]:
-    """Return what shows how far a model is: a bar on a terminal, else a line every ten seconds and at the end."""
-    bars: dict[str, object] = {}
-    last = time.monotonic()
-
-    def show(what: str, done: int, total: int) -> None:
-        nonlocal last
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            bar = bars.setdefault(what, tqdm(total=total, desc=what, unit="window", dynamic_ncols=True))
-            bar.update(done - bar.n)  # type: ignore[attr-defined]
-            if done == total:
-                bar.close()  # type: ignore[attr-defined]
-        elif done == total or time.monotonic() - last > 10:
-            last = time.monotonic()
-            get_logger(__name__).info("%s: %d of %d windows", what, done, total)
-
-    return show
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ BUILT_IN = {
     "calvin": "data_pipelines.calvin:CalvinSource",
     "irasim": "data_pipelines.irasim:IRASimSource",
     "lerobot": "data_pipelines.lerobot:LeRobotSource",
+    "metaworld": "data_pipelines.metaworld:MetaWorldSource",
     "pusht": "data_pipelines.pusht:PushTSource",
     "rlds": "data_pipelines.rlds:RldsSource",
     "robomimic": "data_pipelines.robomimic:RobomimicSource",
