@@ -9,8 +9,10 @@ import pytest
 
 from wam_video.cli.command import DONE, WRONG_REQUEST, run
 from wam_video.cli.generate import main
+from wam_video.data.processor import WAMProcessor
 from wam_video.data.video import encode_mp4, open_video
 from wam_video.inference.pipeline import WAMPipeline
+from wam_video.inference.recording import Place, open_recording
 from wam_video.testing import fake_shards, tiny_pipeline
 
 
@@ -92,6 +94,19 @@ def test_a_plain_video_can_be_continued_as_a_body_without_actions(world: Path, t
     assert generate(world, tmp_path / "out", "video", "--embodiment", "clips", source="clip.mp4") == DONE
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["errors"]["video"]["psnr_copied_last_frame"] > 40, "the clip stands still"
+
+
+def test_a_raw_recording_is_resized_as_the_training_data_were(world: Path, tmp_path: Path) -> None:
+    processor = WAMPipeline.from_pretrained(world / "model").processor
+    wide = np.full((10, 16, 32, 3), 200, np.uint8)
+    (tmp_path / "wide.mp4").write_bytes(encode_mp4(wide, fps=5))
+    darkest = {}
+    for fit in ("pad", "crop"):
+        config = dict(processor.config) | {"fit": {"clips": fit}}
+        place = Place(embodiment="clips")
+        window = open_recording(tmp_path / "wide.mp4", place, WAMProcessor.from_config(config)).window
+        darkest[fit] = int(window.video.min())
+    assert darkest["pad"] < 30 < 150 < darkest["crop"], "bars above and below, or none"
 
 
 @pytest.mark.parametrize(

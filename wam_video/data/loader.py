@@ -89,6 +89,7 @@ class WindowDataset:
         for name in config.window.action_horizons:
             if name not in self.embodiments:
                 raise DataError(one_of("embodiment in window.action_horizons", name, self.embodiments))
+        self.fit = _merge_fit(self._sets)
         self.stats = _merge_stats(self._sets)
         self._check_sizes()
         self._width = {
@@ -257,6 +258,20 @@ def _merge_embodiments(sets: Sequence[ShardSet]) -> dict[str, EmbodimentSpec]:
             if replace(known, fps=spec.fps, description=spec.description) != spec:
                 raise DataError(f"embodiment {name!r} differs between datasets: {known} and {spec}; rename one of them")
     return dict(sorted(merged.items()))
+
+
+def _merge_fit(sets: Sequence[ShardSet]) -> dict[str, str]:
+    """Return how each embodiment's recordings were brought to the stored size."""
+    merged: dict[str, tuple[str, str]] = {}
+    for shards in sets:
+        for name in shards.embodiments:
+            fit, dataset = merged.setdefault(name, (shards.fit, shards.name))
+            if fit != shards.fit:
+                raise DataError(
+                    f"embodiment {name!r} is stored with fit {fit!r} in {dataset!r} and {shards.fit!r} in {shards.name!r}; a model "
+                    "could not know how to resize its recordings: convert one of them again, or rename the embodiment"
+                )
+    return {name: fit for name, (fit, _) in sorted(merged.items())}
 
 
 def _merge_stats(sets: Sequence[ShardSet]) -> Stats:

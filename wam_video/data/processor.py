@@ -13,6 +13,7 @@ from torch import Tensor
 
 from wam_video.data.normalize import Normalizer, Stats, stats_hash
 from wam_video.data.schema import EmbodimentSpec
+from wam_video.data.video import FITS
 from wam_video.data.windows import WindowConfig
 from wam_video.errors import CheckpointError, ConfigError, DataError, one_of
 
@@ -32,6 +33,7 @@ class WAMProcessor(SchedulerMixin, ConfigMixin):
         normalization: str = "quantile",
         window: dict[str, Any] | None = None,
         stats_hash: str | None = None,
+        fit: dict[str, str] | None = None,
     ) -> None:
         """Build the tables.
 
@@ -41,10 +43,12 @@ class WAMProcessor(SchedulerMixin, ConfigMixin):
             normalization: `quantile`, `mean_std` or `min_max`.
             window: Fields of `WindowConfig`.
             stats_hash: What `stats` must hash to; a saved processor holds it.
+            fit: How recordings of another aspect ratio were brought to the stored size, by embodiment: `pad`, `crop` or
+                `stretch`. An embodiment that is not named has `pad`, as all have in folders saved before this was stored.
 
         Raises:
             CheckpointError: The statistics do not have that hash, or lack an embodiment or a dimension.
-            ConfigError: Unknown normalization, repeated embodiment, or a wrong window.
+            ConfigError: Unknown normalization or fit, repeated embodiment, or a wrong window.
         """
         stats = {name: {what: dict(fields) for what, fields in by.items()} for name, by in stats.items()}
         found = _hash(stats)
@@ -64,12 +68,17 @@ class WAMProcessor(SchedulerMixin, ConfigMixin):
             raise ConfigError(
                 f"processor window: {error}; allowed: {', '.join(WindowConfig.__dataclass_fields__)}"
             ) from error
+        self._fit = {name: dict(fit or {}).get(name, "pad") for name in names}
+        for name, how in self._fit.items():
+            if how not in FITS:
+                raise ConfigError(one_of(f"processor fit of {name!r}", how, FITS))
         self.register_to_config(
             embodiments=[_plain(spec) for spec in self._specs],
             stats=stats,
             normalization=normalization,
             window=asdict(self.window),
             stats_hash=found,
+            fit=dict(self._fit),
         )
         self.max_action_dim = max(spec.action_dim for spec in self._specs)
         self.max_state_dim = max(spec.state_dim for spec in self._specs)
@@ -83,7 +92,7 @@ class WAMProcessor(SchedulerMixin, ConfigMixin):
     def from_dataset(cls, dataset: "WindowDataset", normalization: str = "quantile") -> "WAMProcessor":
         """Return the processor of a dataset's embodiments, statistics and windows."""
         specs = [_plain(spec) for spec in dataset.embodiments.values()]
-        return cls(specs, dataset.stats, normalization, asdict(dataset.window), stats_hash(dataset.stats))
+        return cls(specs, dataset.stats, normalization, asdict(dataset.window), stats_hash(dataset.stats), dataset.fit)
 
     def index(self, name: str) -> int:
         """Return an embodiment's place.
@@ -106,6 +115,10 @@ class WAMProcessor(SchedulerMixin, ConfigMixin):
     def action_dim(self, name: str) -> int:
         """Return an embodiment's action width; see `index`."""
         return self.spec(name).action_dim
+
+    def fit(self, name: str) -> str:
+        """Return how an embodiment's frames are resized (`data.video.resize`); see `index`."""
+        return self._fit[self.spec(name).name]
 
     def normalize_actions(
         self, x: Float[Tensor, "b ta da"], embodiment_ids: Int[Tensor, " b"]

@@ -62,6 +62,7 @@ class ShardSet:
         manifest = load_manifest(path)
         verify_manifest(path, manifest, hashes=False)
         self.embodiments = dict(manifest.embodiments)
+        self.fit = str(manifest.options.get("fit", "pad"))
         self.size: tuple[int, int] = (int(manifest.options.get("height", 0)), int(manifest.options.get("width", 0)))
         if split not in manifest.splits:
             held = manifest.splits
@@ -139,7 +140,7 @@ class ShardSet:
         video = {
             view: frames
             if frames.shape[1:3] == (height, width)
-            else np.stack([resize(frame, height, width) for frame in frames])
+            else np.stack([resize(frame, height, width, self.fit) for frame in frames])
             for view, frames in decoded.video.items()
         }
         return replace(decoded, video=video)

@@ -75,8 +75,9 @@ def build_conditions(processor: WAMProcessor, request: Request) -> Conditions:
         ConfigError: Something is missing, superfluous, or of the wrong type, width, length or range.
     """
     window = processor.window
-    video = _pixels(request.video, window)
-    embodiments = _embodiments(request.embodiment, video.shape[0], processor)
+    frames = _frames(request.video)
+    embodiments = _embodiments(request.embodiment, len(frames), processor)
+    video = _pixels(frames, window, [processor.fit(name) for name in embodiments])
     specs = [processor.spec(name) for name in embodiments]
     video, frame_mask = _fit_frames(video, request.mode, request.spec, window)
     frame_mask = frame_mask & _view_mask(specs, video.shape[1], window)[:, :, None]
@@ -152,8 +153,8 @@ def _pad(x: Tensor, width: int) -> Tensor:
     return torch.nn.functional.pad(x, (0, max(width, 1) - x.shape[-1]))
 
 
-def _pixels(video: Any, window: WindowConfig) -> Float[Tensor, "b v 3 f h w"]:
-    """Bring frames into [-1, 1] at the model's size, with a batch axis."""
+def _frames(video: Any) -> np.ndarray:
+    """Return a caller's frames with a batch axis: uint8 `b v f h w 3`, or float in [0, 1] `b v f 3 h w`."""
     array = video.detach().cpu().numpy() if isinstance(video, Tensor) else np.asarray(video)
     if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
         raise ConfigError(
@@ -164,18 +165,25 @@ def _pixels(video: Any, window: WindowConfig) -> Float[Tensor, "b v 3 f h w"]:
         raise ConfigError(
             f"video is {array.dtype} of shape {array.shape}; allowed: uint8 '[b] v f h w 3', or float in [0, 1] '[b] v f 3 h w'"
         )
-    array = array[None] if array.ndim == 5 else array
+    if array.dtype != np.uint8 and not (array.min() >= 0 and array.max() <= 1):
+        raise ConfigError(f"video as floats lies in {array.min()}..{array.max()}; allowed: 0 to 1, or uint8")
+    return array[None] if array.ndim == 5 else array
+
+
+def _pixels(array: np.ndarray, window: WindowConfig, fits: Sequence[str]) -> Float[Tensor, "b v 3 f h w"]:
+    """Bring frames into [-1, 1] at the model's size, each sample as its embodiment's recordings were."""
     if array.dtype != np.uint8:
-        if not (array.min() >= 0 and array.max() <= 1):
-            raise ConfigError(f"video as floats lies in {array.min()}..{array.max()}; allowed: 0 to 1, or uint8")
         if _size(window, array.shape[-2:]) == array.shape[-2:]:
             return rearrange(torch.from_numpy(array.astype(np.float32)) * 2 - 1, "b v f c h w -> b v c f h w")
         array = rearrange(np.rint(array * 255).astype(np.uint8), "b v f c h w -> b v f h w c")
     height, width = _size(window, array.shape[-3:-1])
-    flat = array.reshape(-1, *array.shape[-3:])
-    if (height, width) != flat.shape[1:3]:
-        flat = np.stack([resize(frame, height, width) for frame in flat])
-    array = flat.reshape(*array.shape[:3], height, width, 3)
+    if (height, width) != array.shape[-3:-1]:
+        flat = [
+            resize(frame, height, width, fit)
+            for sample, fit in zip(array, fits, strict=True)
+            for frame in sample.reshape(-1, *sample.shape[-3:])
+        ]
+        array = np.stack(flat).reshape(*array.shape[:3], height, width, 3)
     return to_unit_range(torch.from_numpy(rearrange(array, "b v f h w c -> b v c f h w").copy()))
 
 

@@ -144,8 +144,8 @@ class WAMPipeline(DiffusionPipeline):
         Args:
             mode: `policy`, `forward`, `inverse`, `video` or `joint`.
             video: Frames up to now, the newest last: uint8 `[b] v f h w 3`, or float in [0, 1] `[b] v f 3 h w`. `inverse`
-                reads the future frames after them. The oldest may be left out. Other sizes are resized, keeping the
-                aspect ratio with black bars, as datasets are (floats are then rounded to 8 bits).
+                reads the future frames after them. The oldest may be left out. Other sizes are resized as
+                the body's training data were: `pad`, `crop` or `stretch` (floats are then rounded to 8 bits).
             state: Proprioception now, `[b] ds` in physical units; None: unknown.
             prompt: Instruction, one for all samples or one each.
             embodiment: Name of the body, one for all or one each; may be left out where the model knows only one.

@@ -116,7 +116,7 @@ def open_recording(path: str | Path, place: Place, processor: WAMProcessor) -> R
     name = place.embodiment or clip.info["embodiment"]
     spec, config = processor.spec(name), processor.window
     _check_body(clip, name, processor)
-    clip = _resized(clip, processor)
+    clip = _resized(clip, processor, processor.fit(name))
     views = spec.views if set(spec.views) & set(clip.video) else tuple(clip.video)
     fps, count = clip.info["fps"], clip.info["num_frames"]
     frame = _anchor(clip, processor, name, place.start_s, offset)
@@ -190,6 +190,7 @@ def _from_source(path: str | Path, place: Place, processor: WAMProcessor) -> Cli
             height=config.height or size[0] // 2 * 2,
             width=config.width or size[1] // 2 * 2,
             clip_frames=100_000,
+            fit=processor.fit(place.embodiment or episode.embodiment.name),
             licence=source.licence,
             source=str(path),
             converter="wam-video",
@@ -228,13 +229,13 @@ def _check_body(clip: Clip, name: str, processor: WAMProcessor) -> None:
         )
 
 
-def _resized(clip: Clip, processor: WAMProcessor) -> Clip:
+def _resized(clip: Clip, processor: WAMProcessor, fit: str) -> Clip:
     config = processor.window
     if config.height is None or config.width is None:
         return clip
     size = (config.height, config.width)
     video = {
-        view: frames if frames.shape[1:3] == size else np.stack([resize(frame, *size) for frame in frames])
+        view: frames if frames.shape[1:3] == size else np.stack([resize(frame, *size, fit) for frame in frames])
         for view, frames in clip.video.items()
     }
     return replace(clip, video=video)

@@ -184,6 +184,21 @@ def test_an_embodiment_of_two_folders_has_statistics_of_both(shards, toys, tmp_p
     assert make(shards, shards).stats == make(shards).stats
 
 
+def test_one_body_resized_in_two_ways_is_refused(shards, toys, tmp_path):
+    padded = toys.write(tmp_path / "out", [toys.episode(i) for i in range(3)], fit="pad")
+    with pytest.raises(DataError, match=r"'toy' is stored with fit 'pad' in 'd0' and 'stretch' in 'd1'"):
+        make(padded, shards)
+
+
+def test_another_aspect_ratio_is_made_as_the_shards_were(toys, tmp_path):
+    window = WindowConfig(height=16, width=32)
+    black = {}
+    for fit in ("pad", "stretch"):
+        path = toys.write(tmp_path / fit, [toys.episode(i) for i in range(3)], fit=fit)
+        black[fit] = bool((make(path, window=window).batch([0]).video[..., :4] < 8).all())
+    assert black == {"pad": True, "stretch": False}
+
+
 def test_one_name_for_two_bodies_is_refused(shards, toys, tmp_path):
     other = toys.write(tmp_path / "other", [toys.episode(0, dim=2)], val_fraction=0)
     with pytest.raises(DataError, match="embodiment 'toy' differs between datasets"):

@@ -77,6 +77,21 @@ def test_saving_and_loading_gives_the_same_processor(processor, tmp_path):
     ).read_bytes()
 
 
+def test_it_knows_how_recordings_were_resized_also_after_loading(processor, tmp_path):
+    assert processor.fit("toy") == "stretch", "as the shards were written"
+    processor.save_pretrained(tmp_path)
+    assert WAMProcessor.from_pretrained(tmp_path).fit("toy") == "stretch"
+    path = tmp_path / "processor_config.json"
+    content = json.loads(path.read_text())
+    content["fit"]["toy"] = "squeeze"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="fit of 'toy' is 'squeeze'; allowed: crop, pad, stretch"):
+        WAMProcessor.from_pretrained(tmp_path)
+    del content["fit"]
+    path.write_text(json.dumps(content))
+    assert WAMProcessor.from_pretrained(tmp_path).fit("toy") == "pad", "a folder from before it was stored"
+
+
 def test_altered_statistics_are_an_error_that_names_both_hashes(processor, tmp_path):
     processor.save_pretrained(tmp_path)
     path = tmp_path / "processor_config.json"

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from wam_video.data.processor import WAMProcessor
+from wam_video.data.video import resize
 from wam_video.errors import ConfigError
 from wam_video.flow.modes import MODES, Role
 from wam_video.inference.outputs import WAMOutput
@@ -243,6 +245,23 @@ def test_frames_of_another_size_are_resized_as_datasets_are(pipeline: WAMPipelin
     assert same(
         pipeline("policy", **inputs, generator=0), pipeline("policy", **(inputs | {"video": large}), generator=0)
     )
+
+
+def test_frames_of_another_shape_are_resized_as_the_bodys_own_data_were() -> None:
+    padded = quiet()
+    inputs = arguments(fake_batch(padded, 1), "policy")
+    wide = np.concatenate([inputs["video"], 255 - inputs["video"]], axis=-2)
+    outputs = {}
+    for fit in ("pad", "crop", "stretch"):
+        config = dict(padded.processor.config) | {"fit": {"arm": fit}}
+        other = WAMPipeline(**(padded.components | {"processor": WAMProcessor.from_config(config)}))
+        other.set_progress_bar_config(disable=True)
+        small = np.stack([resize(frame, 16, 16, fit) for frame in wide.reshape(-1, *wide.shape[-3:])])
+        outputs[fit] = other("policy", **(inputs | {"video": wide}), generator=0)
+        alike = inputs | {"video": small.reshape(inputs["video"].shape)}
+        assert same(outputs[fit], other("policy", **alike, generator=0))
+    assert not same(outputs["pad"], outputs["crop"])
+    assert not same(outputs["pad"], outputs["stretch"])
 
 
 def test_the_callback_sees_every_step_and_may_stop_the_run(pipeline: WAMPipeline) -> None:
