@@ -112,19 +112,15 @@ class KVCache:
     layout: CacheLayout
     last_frame: Float[Tensor, "b v c 1 h w"]
     """The last observed frame of each row (for `residual_video`)."""
-
-    @property
-    def filled(self) -> int:
-        """Places that some row uses."""
-        kept = self.layout.sinks + self.layout.ring
-        chunks = {chunk for count in self.counts for chunk in range(max(0, count - kept), count)}
-        return max((self._end(chunk) for chunk in chunks), default=0)
+    filled: int = 0
+    """Places that some row has used since the cache was made; a reset does not free them, so that the shapes, and with them
+    the bits, of the other rows stay."""
 
     @property
     def solid(self) -> bool:
         """Whether all rows have observed as many chunks and no place between them is free; then nothing needs hiding."""
-        even = self.layout.sinks > 0 or self.layout.first == self.layout.chunk or max(self.counts) <= 1
-        return len(set(self.counts)) == 1 and even
+        used = sum(self.layout.chunk if chunk else self.layout.first for chunk in self._kept(self.counts[0]))
+        return len(set(self.counts)) == 1 and used == self.filled
 
     def next_chunk(self, device: torch.device) -> Int[Tensor, " b"]:
         """Return the number of the chunk that each row observes or predicts next."""
@@ -172,7 +168,8 @@ class KVCache:
                 place[row, start : start + tokens] = field[row if field.shape[0] > 1 else 0]
             last[row] = frame[row]
         counts = tuple(count + (row in selected) for row, count in enumerate(self.counts))
-        return replace(self, meta=TokenMeta(*fields), counts=counts, last_frame=last)
+        filled = max([self.filled, *(self._end(self.counts[row]) for row in selected)])
+        return replace(self, meta=TokenMeta(*fields), counts=counts, last_frame=last, filled=filled)
 
     def reset(self, rows: Bool[Tensor, " b"]) -> "KVCache":
         """Return the cache with some rows empty; the others keep every bit, and all keep their prompts."""
@@ -192,6 +189,11 @@ class KVCache:
         for layer, towers in zip(self.layers, contexts, strict=True):
             layer.contexts = [_merge(pick, new, old) for new, old in zip(towers, layer.contexts, strict=True)]
         return replace(self)
+
+    def _kept(self, count: int) -> list[int]:
+        """Return the chunks that a row still has after `count`."""
+        sinks, ring = self.layout.sinks, self.layout.ring
+        return [chunk for chunk in range(count) if chunk < sinks or chunk >= count - ring]
 
     def _rows(self, rows: Bool[Tensor, " b"] | None) -> list[int]:
         wanted = [True] * len(self.counts) if rows is None else rows.tolist()

@@ -175,6 +175,7 @@ def test_a_reset_row_starts_anew_and_the_others_keep_every_bit(rule: dict[str, A
         cache = observe(model, cache, w, chunk)
     before = predict(model, cache, w, 3)
     first = torch.tensor([True, False])
+    kept = [layer.key[1].clone() for layer in cache.layers]
     cache = cache.reset(first)
     after = predict(model, cache, w, 3)
     assert torch.equal(after.video[1], before.video[1]) and torch.equal(after.actions[1], before.actions[1])
@@ -203,7 +204,10 @@ def test_a_reset_row_starts_anew_and_the_others_keep_every_bit(rule: dict[str, A
         cache=cache,
     )
     assert cache.counts == (1, 3)
-    assert torch.equal(out.video[1], before.video[1]) and torch.equal(out.actions[1], before.actions[1])
+    torch.testing.assert_close(out.video[1], before.video[1], atol=1e-6, rtol=0)  # places were added: the sums are cut anew
+    torch.testing.assert_close(out.actions[1], before.actions[1], atol=1e-6, rtol=0)
+    for layer, bits in zip(cache.layers, kept, strict=True):
+        assert torch.equal(layer.key[1], bits)
     fresh = start(model, other | {"text": torch.cat([w["text"][:1], other["text"][1:]])})
     fresh = observe(model, fresh, other, 0)
     alone = predict(model, fresh, other, 1)
