@@ -27,6 +27,7 @@ BUILT_IN = {
     "robomimic": "data_pipelines.robomimic:RobomimicSource",
     "umi": "data_pipelines.umi:UmiSource",
     "video": "data_pipelines.video:VideoSource",
+    "webdataset": "data_pipelines.webdataset:WebDatasetSource",
 }
 """Found even when the package runs from a plain checkout that was never installed."""
 
