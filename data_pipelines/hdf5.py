@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ MAX_TABLE_BYTES = 1 << 30
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _FRAMES_AT_ONCE = 16
+_SLACK_BYTES = 4096
+"""What a compressor may add to noise."""
 
 
 def hdf5_files(path: Path | str) -> list[Path]:
@@ -105,6 +108,7 @@ def read_table(file: Any, name: str) -> Shaped[np.ndarray, "t ..."] | None:
         raise DataError(f"{node.name} has type {node.dtype} and shape {node.shape}; expected rows of numbers")
     if node.shape[0] > MAX_ROWS or node.dtype.itemsize * float(np.prod(node.shape, dtype=np.float64)) > MAX_TABLE_BYTES:
         raise DataError(f"{node.name} has shape {node.shape}; no recording is so long, it is not read")
+    _check_chunks(node, 0, len(node))
     return np.asarray(node[()])
 
 
@@ -147,6 +151,7 @@ class HDF5View:
                     raise DataError(
                         f"{self.path}: {self.name} has {0 if node is None else len(node)} of {count} frames"
                     )
+                _check_chunks(node, start, min(start + _FRAMES_AT_ONCE, count))
                 rows = list(node[start : min(start + _FRAMES_AT_ONCE, count)])
             for number, row in enumerate(rows, start):
                 yield self._decode(row, f"{self.path}: {self.name}, frame {number}")
@@ -177,6 +182,22 @@ def is_encoded(node: Any) -> bool:
     if len(node.shape) == 1:
         return node.dtype.kind in "SO"
     return len(node.shape) == 2 and node.dtype == np.uint8 and node.shape[1] > 16
+
+
+def _check_chunks(node: Any, start: int, stop: int) -> None:
+    """Refuse chunks of these rows that are stored larger than they are: HDF5 would inflate them, however much comes out."""
+    if node.chunks is None or node.compression is None:
+        return
+    raw = node.dtype.itemsize * int(np.prod(node.chunks))
+    first = start // node.chunks[0] * node.chunks[0]
+    spans = [range(first, stop, node.chunks[0])]
+    spans += [range(0, total, size) for total, size in zip(node.shape[1:], node.chunks[1:], strict=True)]
+    for place in product(*spans):
+        stored = node.id.get_chunk_info_by_coord(place).size
+        if stored > raw + _SLACK_BYTES:
+            raise DataError(
+                f"{node.name}: chunk at {place} is stored in {stored} bytes and should hold {raw}; it is damaged"
+            )
 
 
 def _walk(node: Any, name: str) -> Any | None:

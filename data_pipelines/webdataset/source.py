@@ -117,6 +117,8 @@ class WebDatasetSource:
     def _understand(self, sample: Sample, where: str) -> Content:
         if is_foundry(sample.members):
             content = read_foundry(sample.members, where, self.config.fps, self.config.action_keys)
+            if not self.config.fps:
+                content.notes.append(f"rate_not_recorded:{content.action_rate:g}_taken")
             return _between(content)
         if is_clip(sample.members):
             return read_clip(sample.members, where, self.config.fps)
@@ -154,7 +156,7 @@ def _between(content: Content) -> Content:
             check_finite(name, column)
     content.actions = content.actions[:-1].astype("float32")
     content.state = None if content.state is None else content.state.astype("float32")
-    content.notes += ["last_action_without_frame", "rate_not_recorded"]
+    content.notes += ["last_action_without_frame"]
     if content.action_rate == content.fps:
         kept = content.num_frames - 1  # what follows the last frame can't be seen
         content.notes += (

@@ -1,6 +1,7 @@
 """Robomimic, LIBERO and robosuite HDF5 files: format fixtures in their real layout, with the oddities of files in the wild."""
 
 import json
+import zlib
 from pathlib import Path
 
 import h5py
@@ -167,6 +168,21 @@ def test_a_header_of_a_billion_frames_is_refused_at_once(tmp_path: Path) -> None
     items = list(RobomimicSource(path).episodes())
     assert "1000000000 rows" in items[0].reason
     assert "no recording is so long" in items[1].reason
+
+
+def test_a_chunk_that_inflates_to_more_than_it_should_is_refused(tmp_path: Path) -> None:
+    path = robomimic(tmp_path / "lift.hdf5")
+    with h5py.File(path, "a") as file:
+        del file["data/demo_0/obs/agentview_image"]
+        shape = {"chunks": (1, 32, 32, 3), "compression": "gzip", "data": frames(0, 5)}
+        images = file["data/demo_0/obs"].create_dataset("agentview_image", **shape)
+        images.id.write_direct_chunk((3, 0, 0, 0), zlib.compress(bytes(64 << 20)))
+    episode = next(iter(RobomimicSource(path).episodes()))
+    with pytest.raises(DataError, match=r"chunk at \(3, 0, 0, 0\) is stored in \d+ bytes and should hold 3072"):
+        shown(episode.views["agentview"])
+    with h5py.File(path, "a") as file:
+        file["data/demo_0/obs/agentview_image"][3] = frames(0, 5)[3]
+    np.testing.assert_array_equal(shown(episode.views["agentview"]), frames(0, 5))
 
 
 def test_it_is_found_by_its_content(tmp_path: Path) -> None:
