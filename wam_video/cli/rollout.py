@@ -1,0 +1,164 @@
+"""`wam-video rollout`: let a policy act in a simulator, beside controls on the same starts; writes rollout.json and report.html."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from wam_video.cli.command import DONE, quiet_libraries, run
+from wam_video.cli.options import parse_named, parse_options, parse_size, show_progress, torch_device
+from wam_video.errors import ConfigError
+from wam_video.log import setup_logging
+
+_EXAMPLE = """\
+examples:
+  wam-video rollout --model model_cards/wam-tiny-pusht --env pusht --episodes 20 --output runs/pusht
+  wam-video rollout --model A=runs/a/export --model B=runs/b/export --env metaworld:easy --episodes 25 --output runs/ab
+  wam-video rollout --model runs/mine/export --env gym:gym_pusht/PushT-v0 --env-option mapping=pusht.gym.yaml --output runs/gym
+
+Figures mean something only next to the controls; --episodes decides what may be claimed."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    result = argparse.ArgumentParser(
+        prog="wam-video rollout",
+        description=__doc__,
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_what(result)
+    _add_how(result)
+    return result
+
+
+def _add_what(result: argparse.ArgumentParser) -> None:
+    add = result.add_argument
+    add("--model", action="append", default=[], metavar="[NAME=]FOLDER", help="checkpoint folder or hub id; repeatable")
+    add("--env", required=True, metavar="NAME[:WHAT]", help="pusht, metaworld:TASKS, gym:ID, or an installed one")
+    add(
+        "--env-option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of the environment; see its README; repeatable",
+    )
+    add("--episodes", type=int, default=20, metavar="N", help="starts of each task (default 20)")
+    add("--output", type=Path, required=True, metavar="DIR", help="where rollout.json, report.html and films/ go")
+    add(
+        "--controls",
+        nargs="*",
+        default=["expert", "random", "hold"],
+        metavar="NAME",
+        help="expert, random, hold (default: all)",
+    )
+    add(
+        "--against",
+        action="append",
+        default=[],
+        metavar="RECORD",
+        help="rollout.json of an earlier run on the same starts; repeatable",
+    )
+    add("--size", metavar="HxW", help="of the pictures, where the checkpoint does not say (default: what it reads)")
+    add(
+        "--films",
+        type=int,
+        default=3,
+        metavar="N",
+        help="episodes of each task to film, beside what the model expected (default 3)",
+    )
+
+
+def _add_how(result: argparse.ArgumentParser) -> None:
+    add = result.add_argument
+    add(
+        "--rows", type=int, default=8, metavar="N", help="worlds side by side, one batched decision for all (default 8)"
+    )
+    add("--execute", type=int, metavar="N", help="actions of a chunk to carry out before deciding again (default: all)")
+    add("--max-steps", type=int, metavar="N", help="actions an episode has at most (default: the environment's own)")
+    add(
+        "--latency",
+        type=int,
+        default=0,
+        metavar="N",
+        help="actions that pass before a decision takes effect (default 0)",
+    )
+    add(
+        "--no-prefix",
+        action="store_true",
+        help="with a latency: don't tell the model the actions carried out meanwhile",
+    )
+    add(
+        "--deadline",
+        type=float,
+        metavar="S",
+        help="throw away decisions that take longer, by the clock (use with --rows 1)",
+    )
+    for name in ("camera", "light", "distractors", "start"):
+        add(f"--disturb-{name}", type=float, default=0.0, metavar="X", help="0 nothing (default), 1 a lot; see README")
+    add("--steps", type=int, metavar="N", help="steps from noise to data (default: the checkpoint's own)")
+    add(
+        "--path",
+        metavar="NAME",
+        help="what policy does with the future video: unknown, absent, joint (default: its own)",
+    )
+    add("--seed", type=int, default=1000, metavar="N", help="of the starts and the noise (default 1000)")
+    add("--device", metavar="DEVICE", help="cpu, cuda, ... (default: cuda where there is one)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Roll out; return the exit code."""
+    arguments = parser().parse_args(argv)
+    setup_logging()
+    if arguments.output.exists() and not arguments.output.is_dir():
+        raise ConfigError(f"output {str(arguments.output)!r} is a file; give a folder")
+    from wam_video.data.simulation import Disturbance  # torch and diffusers: not before --help has answered
+    from wam_video.evaluation.agents import ModelOptions
+    from wam_video.evaluation.rollout import LoopConfig
+    from wam_video.evaluation.rollout_page import summary, write
+    from wam_video.evaluation.rollouts import RolloutConfig
+    from wam_video.evaluation.rollouts import run as roll_out
+
+    quiet_libraries()
+    a = arguments
+    disturbance = Disturbance(
+        camera=a.disturb_camera, light=a.disturb_light, distractors=a.disturb_distractors, start=a.disturb_start
+    )
+    loop = LoopConfig(
+        rows=a.rows,
+        execute=a.execute,
+        latency=a.latency,
+        deadline_s=a.deadline,
+        max_steps=a.max_steps,
+        seed=a.seed,
+        disturbance=disturbance,
+        films=a.films,
+    )
+    options = ModelOptions(
+        num_inference_steps=a.steps,
+        policy_path=a.path,
+        condition_on_committed=not a.no_prefix,
+        device=torch_device(a.device),
+    )
+    config = RolloutConfig(
+        models=parse_named("--model", a.model),
+        env=a.env,
+        env_options=parse_options(a.env_option, "--env-option"),
+        episodes=a.episodes,
+        controls=tuple(name for value in a.controls for name in value.split(",") if name),
+        size=None if a.size is None else parse_size(a.size),
+        loop=loop,
+        options=options,
+        against=tuple(a.against),
+    )
+    given = sys.argv[1:] if argv is None else list(argv)
+    command = shlex.join(["wam-video", "rollout", *(given[1:] if given[:1] == ["rollout"] else given)])
+    rollouts = roll_out(config, command, show_progress("episode"))
+    record, page = write(rollouts, a.output)
+    print("\n".join([*summary(rollouts), str(record), str(page)]))
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,227 @@
+"""What decides in a closed loop: a checkpoint, and the controls that its figures mean something next to."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+
+from wam_video.data.schema import EmbodimentSpec
+from wam_video.data.simulation import Environment
+from wam_video.errors import ConfigError, one_of
+from wam_video.evaluation.rollout import Plan, Row
+from wam_video.inference.inputs import horizon
+from wam_video.inference.pipeline import WAMPipeline
+from wam_video.tensors import Batch
+
+CONTROLS: dict[str, str] = {
+    "expert": "the scripted expert, which sees what only the simulator knows",
+    "random": "random actions",
+    "hold": "holding still",
+}
+"""Name -> what the page calls it."""
+
+
+class Control:
+    """A policy that needs no model: `expert`, `random` or `hold`."""
+
+    horizon = 1
+    looks_back = ()
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._experts: dict[int, Any] = {}
+
+    def begin(self, row: Row) -> None:
+        """Make the expert of this episode.
+
+        Raises:
+            ConfigError: The environment has none.
+        """
+        if self.name == "expert":
+            expert = row.environment.expert(row.rng)
+            if expert is None:
+                raise ConfigError(
+                    f"environment {row.environment.name!r} has no scripted expert; leave that control out"
+                )
+            self._experts[id(row)] = expert
+
+    def decide(self, rows: Sequence[Row]) -> list[Plan]:
+        """Return one action for each row."""
+        return [Plan(actions=self._act(row)[None]) for row in rows]
+
+    def _act(self, row: Row) -> np.ndarray:
+        if self.name == "expert":
+            return self._experts[id(row)]()
+        return row.environment.random(row.rng) if self.name == "random" else row.environment.hold()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """How a checkpoint decides."""
+
+    num_inference_steps: int | None = None
+    """None: its own."""
+    policy_path: str | None = None
+    """None: its own."""
+    condition_on_committed: bool = True
+    """With a latency: tell the model the actions that will have been carried out meanwhile."""
+    device: str = "cpu"
+
+
+class ModelAgent:
+    """A checkpoint as a policy; one batched call decides for all rows.
+
+    Args:
+        name: On the page.
+        pipe: The checkpoint.
+        spec: The environment's body.
+        options: How it decides.
+
+    Raises:
+        ConfigError: The checkpoint does not know this body, or another shape of it.
+    """
+
+    def __init__(self, name: str, pipe: WAMPipeline, spec: EmbodimentSpec, options: ModelOptions) -> None:
+        self.name, self.pipe, self.options = name, pipe, options
+        pipe.set_progress_bar_config(disable=True)
+        self.spec = _check_body(pipe, spec)
+        self.window = pipe.processor.window
+        self.horizon = horizon(self.window, self.spec.name)
+        past = np.arange(self.window.num_context_frames)[::-1] * self.window.context_stride_s
+        self.looks_back = tuple(round(t * self.spec.action_rate) for t in past)
+        self.calls: list[tuple[int, float]] = []
+        """Rows and seconds of each decision."""
+
+    def begin(self, row: Row) -> None:
+        """Nothing to prepare: what it knows of an episode is in the row."""
+
+    def decide(self, rows: Sequence[Row]) -> list[Plan]:
+        """Return a chunk for each row, and for filmed rows the pictures that they lead to in the model's mind."""
+        before = time.perf_counter()
+        latency = rows[0].config.latency if self.options.condition_on_committed else 0
+        batch = self._batch(rows, latency)
+        out = self.pipe.predict(
+            batch,
+            "policy",
+            policy_path=self.options.policy_path,
+            action_prefix_steps=latency,
+            num_inference_steps=self.options.num_inference_steps,
+            generator=[_noise_seed(row) for row in rows],
+            output_type="pt",
+        )
+        if out.actions is None:
+            raise ConfigError(
+                f"model {self.name!r} gives no actions; a rollout needs a checkpoint that was trained with them"
+            )
+        actions = torch.as_tensor(out.actions)[:, : self.horizon, : self.spec.action_dim].float().cpu().numpy()
+        self.calls.append((len(rows), time.perf_counter() - before))
+        plans = [Plan(actions=chunk) for chunk in actions]
+        filmed = [i for i, row in enumerate(rows) if row.job.filmed]
+        if filmed and self.window.num_future_frames:
+            self._imagine(rows, plans, filmed)
+        return plans
+
+    def _imagine(self, rows: Sequence[Row], plans: list[Plan], filmed: Sequence[int]) -> None:
+        """Fill in what the model thinks will be seen if the plan is carried out."""
+        chosen = [rows[i] for i in filmed]
+        batch = self._batch(chosen, 0)
+        actions, mask = batch.actions.clone(), batch.action_mask.clone()
+        for place, i in enumerate(filmed):
+            row, chunk = rows[i], plans[i].actions.copy()
+            for step in range(row.config.latency):  # what the chunk before still does
+                chunk[step] = row.committed.get(row.step + step, row.environment.hold())
+            actions[place, : self.horizon, : self.spec.action_dim] = torch.from_numpy(chunk)
+            mask[place, : self.horizon, : self.spec.action_dim] = True
+        out = self.pipe.predict(
+            replace(batch, actions=actions, action_mask=mask),
+            "forward",
+            num_inference_steps=self.options.num_inference_steps,
+            generator=[_noise_seed(row) for row in chosen],
+            output_type="pt",
+        )
+        if out.video is None:
+            return
+        frames = rearrange(
+            (torch.as_tensor(out.video)[:, 0].float().cpu() * 255).round().to(torch.uint8), "b f c h w -> b f h w c"
+        ).numpy()
+        times = self.window.frame_times()[self.window.num_context_frames :]
+        for place, i in enumerate(filmed):
+            ahead = {round(t * self.spec.action_rate): frames[place, f] for f, t in enumerate(times)}
+            plans[i] = replace(plans[i], imagined=ahead)
+
+    def _batch(self, rows: Sequence[Row], prefix: int) -> Batch:
+        """Put what each row sees into windows like those of recorded data: missing frames are masked, not made up."""
+        window, spec, b = self.window, self.spec, len(rows)
+        views = spec.views[: window.max_views]
+        h, w, _ = rows[0].history[rows[0].step][views[0]].shape
+        video = np.zeros((b, len(views), window.num_frames, h, w, 3), np.uint8)
+        frame_mask = np.zeros(video.shape[:3], bool)
+        actions = np.zeros((b, window.action_horizon, max(spec.action_dim, 1)), np.float32)
+        known = np.zeros(actions.shape, bool)
+        state = np.zeros((b, spec.state_dim), np.float32)
+        for i, row in enumerate(rows):
+            for place, back in enumerate(self.looks_back):
+                if (seen := row.history.get(row.step - back)) is not None:
+                    video[i, :, place] = [seen[view] for view in views]
+                    frame_mask[i, :, place] = True
+            ahead = [row.committed.get(row.step + step) for step in range(prefix)]
+            if prefix and all(action is not None for action in ahead):
+                actions[i, :prefix] = ahead
+                known[i, :prefix] = True
+            state[i] = row.environment.state()
+        return Batch(
+            video=torch.from_numpy(rearrange(video, "b v f h w c -> b v c f h w").copy()),
+            frame_mask=torch.from_numpy(frame_mask),
+            frame_times=torch.from_numpy(window.frame_times()).float().expand(b, -1),
+            num_context_frames=window.num_context_frames,
+            actions=torch.from_numpy(actions),
+            action_mask=torch.from_numpy(known),
+            action_times=torch.from_numpy(window.action_times(spec.action_rate)).float().expand(b, -1),
+            state=torch.from_numpy(state),
+            state_mask=torch.ones(b, spec.state_dim, dtype=torch.bool),
+            prompts=tuple(row.environment.prompt for row in rows),
+            embodiments=(spec.name,) * b,
+            datasets=("rollout",) * b,
+            keys=tuple(f"{row.job.task}-{row.job.index}@{row.step}" for row in rows),
+            indices=torch.arange(b),
+        )
+
+
+def _noise_seed(row: Row) -> int:
+    """Return the seed of a decision's noise: that of the run, the episode and the decision, and of nothing else."""
+    parts = [row.config.seed, row.job.index, row.decisions, *row.job.task.encode()]
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _check_body(pipe: WAMPipeline, spec: EmbodimentSpec) -> EmbodimentSpec:
+    """Return what the checkpoint knows of the environment's body."""
+    known = pipe.processor.spec(spec.name)  # raises, and lists what it knows
+    differences = [
+        f"{what} {getattr(known, what)} (the environment has {getattr(spec, what)})"
+        for what in ("action_dim", "state_dim", "action_rate", "views")
+        if getattr(known, what) != getattr(spec, what)
+    ]
+    if differences:
+        raise ConfigError(
+            f"the checkpoint was trained on embodiment {spec.name!r} with {', '.join(differences)}; give the environment the same "
+            "options as the data"
+        )
+    return known
+
+
+def control_agents(names: Sequence[str], world: Environment) -> list[Control]:
+    """Return the controls asked for; an expert only where there is one.
+
+    Raises:
+        ConfigError: There is no such control.
+    """
+    for name in names:
+        if name not in CONTROLS:
+            raise ConfigError(one_of("control", name, CONTROLS))
+    world.reset(world.tasks[0], [0])
+    has_expert = world.expert(np.random.default_rng(0)) is not None
+    return [Control(name) for name in names if name != "expert" or has_expert]
