@@ -73,7 +73,12 @@ def inputs(sizes: dict[str, int], tensors: dict[str, torch.Tensor]) -> dict[str,
         state_mask=torch.ones_like(tensors["in.state"], dtype=torch.bool),
         condition=None if condition is None or condition.shape[1] == 0 else condition[:, None],
         image_embeds=tensors.get("in.clip"),
-        history=History(latents=clean[:, :, :, :read], t_video=torch.zeros(batch, read), first=0),
+        history=History(
+            latents=clean[:, :, :, :read],
+            t_video=torch.zeros(batch, read),
+            times=torch.arange(read, dtype=torch.float32).expand(batch, -1),
+            first=0,
+        ),
     )
 
 
@@ -97,7 +102,8 @@ def test_leaving_the_noisy_first_frame_out_changes_nothing_else(
     history = values["history"]
     values["latents"] = torch.cat([clean[:, :, :, :1], values["latents"][:, :, :, 1:]], dim=3)
     values["t_video"] = torch.cat([torch.zeros_like(values["t_video"][:, :1]), values["t_video"][:, 1:]], dim=1)
-    values["history"] = History(latents=history.latents[:, :, :, 1:], t_video=history.t_video[:, 1:], first=1)
+    later = history.latents[:, :, :, 1:]
+    values["history"] = History(latents=later, t_video=history.t_video[:, 1:], times=history.times[:, 1:], first=1)
     out = network(sizes, tensors)(**values)
     assert out.video is not None and out.actions is not None
     torch.testing.assert_close(out.video[:, 0, :, 1:], tensors["out.video_velocity"][:, :, 1:], atol=1e-5, rtol=0)

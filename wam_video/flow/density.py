@@ -44,6 +44,11 @@ class DensityConfig:
     shift_action: float = 1.0
     absent_video: float = 0.0
     """Share of steps (whole batches) that leave the future video out, which trains the cheap policy path."""
+    noisy_history: float = 0.0
+    """Share of chunks whose clean copy, which later chunks read, is a little noisy (causal networks): history that a model
+    has made itself is not perfect either."""
+    noisy_history_max: float = 0.3
+    """Largest clock of such a copy; uniform from 0."""
 
     def __post_init__(self) -> None:
         if self.name not in DensityName.__args__:
@@ -55,7 +60,7 @@ class DensityConfig:
                 raise ConfigError(f"density.edges.{mode} is {share}; allowed: 0 to 1")
         if sum(self.edges.values()) > 1 + 1e-6:
             raise ConfigError(f"density.edges sum to {sum(self.edges.values()):.3f}; allowed: at most 1")
-        for name in ("start", "absent_video"):
+        for name in ("start", "absent_video", "noisy_history", "noisy_history_max"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"density.{name} is {getattr(self, name)}; allowed: 0 to 1")
 
@@ -97,6 +102,12 @@ def draw_clocks(
         free_action = torch.where(here, paths[Mode(mode)][1], free_action)
         low += share
     return torch.where(has_actions, free_video, edge_video), torch.where(has_actions, free_action, one)
+
+
+def draw_history(config: DensityConfig, uniforms: Float[Tensor, "b chunks 2"]) -> Float[Tensor, "b chunks"]:
+    """Map uniform numbers in [0, 1) to the clock of each chunk's clean copy: 0, but for a share of `noisy_history`."""
+    share, level = uniforms.unbind(-1)
+    return torch.where(share < config.noisy_history, level * config.noisy_history_max, torch.zeros_like(level))
 
 
 def _interior(name: str, u_video: Tensor, u_action: Tensor) -> tuple[Tensor, Tensor]:

@@ -66,8 +66,8 @@ class LossTerms:
 def add_noise(
     clean: State,
     noise: State,
-    t_video: Float[Tensor, " b"],
-    t_action: Float[Tensor, " b"],
+    t_video: Float[Tensor, "b ..."],
+    t_action: Float[Tensor, "b ..."],
     frame_mask: Bool[Tensor, "b v t"],
     num_context: int,
     action_mask: Bool[Tensor, "b ta da"] | None,
@@ -77,8 +77,8 @@ def add_noise(
     Args:
         clean: Latents and normalised actions; the video or the actions may be None (absent).
         noise: Standard noise of the same shapes.
-        t_video: Clock of the future frames in [0, 1].
-        t_action: Clock of the actions in [0, 1].
+        t_video: Clock in [0, 1] of the future frames; or of each frame, that of the context too.
+        t_action: Clock in [0, 1] of the actions, or of each one.
         frame_mask: Latent frames that were recorded, by view.
         num_context: The first so many latent frames are given.
         action_mask: Real action elements; False in steps and dimensions that are padding.
@@ -87,14 +87,15 @@ def add_noise(
     if video is not None and noise.video is not None:
         recorded = frame_mask.any(dim=1)  # b t: a frame's clock is common to its views
         future = torch.arange(video.shape[LATENT_FRAME_AXIS], device=video.device) >= num_context
-        video_clock = torch.where(future, t_video[:, None], torch.zeros_like(t_video)[:, None])
+        video_clock = t_video if t_video.ndim == 2 else t_video[:, None] * future
         video_clock = torch.where(recorded, video_clock, torch.ones_like(video_clock))
         x_video = interpolate(video, noise.video, expand_clock(video_clock, video, LATENT_FRAME_AXIS))
         video_mask = frame_mask & future & (video_clock > 0)[:, None]
     x_actions, action_clock, scored = None, None, None
     if clean.actions is not None and noise.actions is not None and action_mask is not None:
         known = action_mask.any(dim=-1)
-        action_clock = torch.where(known, t_action[:, None], torch.ones_like(t_action)[:, None])
+        action_clock = t_action if t_action.ndim == 2 else t_action[:, None].expand_as(known)
+        action_clock = torch.where(known, action_clock, torch.ones_like(action_clock))
         x_actions = interpolate(clean.actions, noise.actions, expand_clock(action_clock, clean.actions, ACTION_AXIS))
         scored = action_mask & (action_clock > 0)[..., None]
     return NoisySample(

@@ -20,6 +20,8 @@ class History:
     latents: Float[Tensor, "b v c k h w"]
     t_video: Float[Tensor, "b k"]
     """Their clock: 0, or a little more (noisy history)."""
+    times: Float[Tensor, "b k"]
+    """Their seconds."""
     first: int
     """Which of the call's frames the first is a copy of: the first after the context; 0 if the context is copied too, whose
     frames among the call's latents then belong to the noisy stream, where they see themselves only."""
@@ -205,7 +207,7 @@ class Call:
             condition = torch.cat([condition[:, :, :, begin:end], condition], dim=3)
         latents = torch.cat([self.history.latents.to(self.latents), self.latents], dim=3)
         clocks = torch.cat([self.history.t_video, self.t_video], dim=1)
-        return latents, clocks, torch.cat([self.latent_times[:, begin:end], self.latent_times], dim=1), condition
+        return latents, clocks, torch.cat([self.history.times, self.latent_times], dim=1), condition
 
     def action_streams(self) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
         """Return actions, clocks and chunks of the clean copies, if there are any, and of the call's own."""

@@ -80,6 +80,7 @@ class TrainingModule(nn.Module):
             state_mask=sample.state_mask,
             view_mask=sample.view_mask,
             num_context=sample.num_context,
+            history=sample.history,
         )
         return prediction.video, prediction.actions
 

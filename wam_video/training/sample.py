@@ -5,7 +5,7 @@ is the same however the batch is cut into ranks and micro-batches.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -13,12 +13,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from wam_video.flow.density import NUM_UNIFORMS, DensityConfig, draw_clocks
+from wam_video.flow.density import NUM_UNIFORMS, DensityConfig
 from wam_video.flow.loss import LossConfig, NoisySample, add_noise, video_weights
-from wam_video.flow.solvers import State
+from wam_video.flow.solvers import ACTION_AXIS, LATENT_FRAME_AXIS, State
+from wam_video.models.chunks import ChunkIds, History, chunk_ids
+from wam_video.models.masks import AttentionConfig
 from wam_video.models.text import encode_text
 from wam_video.models.video_codec import Codec, encode, latent_mask, latent_times, num_latents
 from wam_video.tensors import Batch, to_unit_range
+from wam_video.training.chunks import chunk_clocks, make_history, num_uniforms
 
 _ODD = 0x9E3779B1
 """Odd, so that index -> seed is one to one on 32 bits (all that the CPU generator takes)."""
@@ -48,7 +51,7 @@ class TrainingSample:
 
     noisy: NoisySample
     t_video: Float[Tensor, " b"]
-    """Clock of the future frames; 1 throughout where they are absent."""
+    """Clock of the future frames, the mean over chunks; 1 throughout where they are absent."""
     t_action: Float[Tensor, " b"]
     latent_times: Float[Tensor, "b t"]
     action_times: Float[Tensor, "b ta"]
@@ -57,6 +60,8 @@ class TrainingSample:
     embodiment: Int[Tensor, " b"]
     view_mask: Bool[Tensor, "b v"] | None
     num_context: int
+    history: History | None
+    """Clean copies of what later chunks read, for a causal network."""
     prompts: tuple[str, ...]
     text_embeds: Float[Tensor, "b s dt"] | None
     """None where the text encoder is trained: the training module encodes the prompts itself."""
@@ -100,6 +105,8 @@ class SamplerConfig:
     density: DensityConfig
     loss: LossConfig
     prompt_dropout: float = 0.0
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    """Of the network: how windows are cut into chunks."""
 
 
 class Sampler:
@@ -131,18 +138,23 @@ class Sampler:
         has_actions = batch.action_mask.flatten(1).any(dim=1)
         clean, facts = self._clean(batch, device)
         num_context = num_latents(self._codec, batch.num_context_frames)
-        uniforms, noise = self._draw(batch, clean, facts["frame_mask"], num_context)
-        t_video, t_action = clocks or draw_clocks(self._config.density, uniforms[:, :NUM_UNIFORMS], has_actions)
+        chunks = self._chunks(clean, num_context)
+        uniforms, noise = self._draw(batch, clean, facts["frame_mask"], num_context, chunks.count)
+        drawn = chunk_clocks(self._config.density, uniforms, has_actions, chunks.count)
+        if clocks is not None:
+            drawn = drawn.at(*clocks)
+        noise = _move(noise, device)
+        history = make_history(self._config.attention, clean, noise, drawn, chunks, facts, batch.action_mask)
         if absent_video:
-            t_video = torch.ones_like(t_video)
+            drawn = replace(drawn, video=torch.ones_like(drawn.video))
             clean, noise = _without_future(clean, num_context), _without_future(noise, num_context)
             facts["frame_mask"] = facts["frame_mask"][:, :, :num_context]
             facts["latent_times"] = facts["latent_times"][:, :num_context]
         noisy = add_noise(
             clean=clean,
-            noise=_move(noise, device),
-            t_video=t_video.to(device),
-            t_action=t_action.to(device),
+            noise=noise,
+            t_video=drawn.of_frames(chunks, facts["latent_times"].shape[1]).to(device),
+            t_action=drawn.of_actions(batch.action_mask.shape[1]).to(device),
             frame_mask=facts.pop("frame_mask").to(device),
             num_context=num_context,
             action_mask=batch.action_mask.to(device),
@@ -151,9 +163,10 @@ class Sampler:
         video_count, action_count = target_counts(self._config.loss, noisy, num_context)
         return TrainingSample(
             noisy=noisy,
-            t_video=t_video.to(device),
-            t_action=t_action.to(device),
+            t_video=drawn.video.mean(dim=1).to(device),
+            t_action=drawn.actions.mean(dim=1).to(device),
             num_context=num_context,
+            history=None if history is None else _move(history, device),
             prompts=prompts,
             text_embeds=None if self._text is None else self._text(prompts).to(device),
             video_count=video_count,
@@ -180,12 +193,18 @@ class Sampler:
         latents = encode(self._codec, to_unit_range(batch.video.to(device)))
         return State(video=latents, actions=actions.to(device)), facts
 
+    def _chunks(self, clean: State, num_context: int) -> ChunkIds:
+        frames = 0 if clean.video is None else clean.video.shape[LATENT_FRAME_AXIS]
+        actions = 0 if clean.actions is None else clean.actions.shape[ACTION_AXIS]
+        return chunk_ids(self._config.attention, frames=frames, num_context=num_context, actions=actions)
+
     def _draw(
-        self, batch: Batch, clean: State, frame_mask: Bool[Tensor, "b v t"], num_context: int
-    ) -> tuple[Float[Tensor, "b 5"], State]:
-        """Draw each window's uniform numbers and noise; context frames need noise only where they are missing."""
+        self, batch: Batch, clean: State, frame_mask: Bool[Tensor, "b v t"], num_context: int, chunks: int
+    ) -> tuple[Float[Tensor, "b u"], State]:
+        """Draw each window's uniform numbers and noise; context frames need noise only where they are missing or noisy."""
         missing = ~frame_mask[:, :, :num_context].any(dim=1).all(dim=1)
-        uniforms = torch.empty(len(batch), NUM_UNIFORMS + 1)
+        missing = missing | (self._config.density.noisy_history > 0)
+        uniforms = torch.empty(len(batch), num_uniforms(self._config.attention, chunks))
         if clean.actions is None or clean.video is None:
             raise ValueError("noise is drawn for both modalities, before either is left out")
         actions = torch.empty(clean.actions.shape)

@@ -65,7 +65,8 @@ class Trainer:
         engine.prepare(module, build_optimizer(config.optim, module))
         self.sampler = Sampler(
             SamplerConfig(
-                seed=config.seed, density=config.density, loss=config.loss, prompt_dropout=config.text.prompt_dropout
+                seed=config.seed, density=config.density, loss=config.loss, prompt_dropout=config.text.prompt_dropout,
+                attention=self.parts.transformer.attention,
             ),
             self.parts.codec,
             processor,

@@ -61,6 +61,7 @@ def forced(model: WAMTransformer, w: dict[str, Any], **changes: Any) -> Any:
     history = History(
         latents=w["clean"][:, :, :, CONTEXT:history_frames],
         t_video=torch.zeros(B, history_frames - CONTEXT),
+        times=w["latent_times"][:, CONTEXT:history_frames],
         first=CONTEXT,
         actions=w["clean_actions"][:, :history_actions] if keeps else None,
         t_action=torch.zeros(B, history_actions) if keeps else None,
@@ -204,7 +205,9 @@ def test_a_reset_row_starts_anew_and_the_others_keep_every_bit(rule: dict[str, A
         cache=cache,
     )
     assert cache.counts == (1, 3)
-    torch.testing.assert_close(out.video[1], before.video[1], atol=1e-6, rtol=0)  # places were added: the sums are cut anew
+    torch.testing.assert_close(
+        out.video[1], before.video[1], atol=1e-6, rtol=0
+    )  # places were added: the sums are cut anew
     torch.testing.assert_close(out.actions[1], before.actions[1], atol=1e-6, rtol=0)
     for layer, bits in zip(cache.layers, kept, strict=True):
         assert torch.equal(layer.key[1], bits)
