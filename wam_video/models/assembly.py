@@ -11,9 +11,10 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from wam_video.models.blocks import gather_slots
+from wam_video.models.blocks import modulate
 from wam_video.models.chunks import Call, chunk_times
 from wam_video.models.embodiments import EmbodimentMLP, TimedActionEmbedder
+from wam_video.models.expert import ActionExpert
 from wam_video.models.layers import EmbodimentLinear, octave_features
 from wam_video.models.masks import AttentionConfig, Modality, TokenMeta
 from wam_video.models.rope import index_angles, rotary_angles, sinusoids
@@ -35,6 +36,7 @@ class TokenAssembly(nn.Module):
     no_state: nn.Parameter
     view_embedding: nn.Parameter
     registers: nn.Parameter
+    expert: ActionExpert | None
     norm_out: FP32LayerNorm
     scale_shift_table: nn.Parameter
     proj_out: nn.Linear
@@ -138,19 +140,14 @@ class TokenAssembly(nn.Module):
             rotary = rotary_angles(positions, head_dim, theta)
         return TokenGroup(tokens, clocks, slots, rotary, meta)
 
-    def _modulate_out(
-        self, x: Float[Tensor, "b n d"], time: Float[Tensor, "b m d"], slots: Int[Tensor, " n"]
-    ) -> Float[Tensor, "b n d"]:
-        shift, scale = (self.scale_shift_table[:, None] + time.float()[:, :, None]).type_as(x).unbind(2)
-        return torch.addcmul(gather_slots(shift, slots), self.norm_out(x), gather_slots(1 + scale, slots))
-
     def read_out(self, outs: dict[str, Read], call: Call) -> Prediction:
         """Return what the tokens after the blocks say; None for what has no tokens."""
         video = actions = None
         if call.latents.shape[3]:
             video = self._read_video(outs["video"], call)
         if "actions" in outs:
-            x = self._modulate_out(*outs["actions"]) if self.config["action_norm_out"] else outs["actions"][0]
+            tower = self if self.expert is None else self.expert
+            x = _modulated(tower, *outs["actions"]) if self.config["action_norm_out"] else outs["actions"][0]
             actions = self.action_proj_out(x, call.embodiment)
         return Prediction(video=video, actions=actions)
 
@@ -160,7 +157,7 @@ class TokenAssembly(nn.Module):
         pt, ph, pw = self.config["patch_size"]
         num = (frames // pt) * views * (height // ph) * (width // pw)
         video = rearrange(
-            self.proj_out(self._modulate_out(x[:, -num:], time, slots[-num:])),
+            self.proj_out(_modulated(self, x[:, -num:], time, slots[-num:])),
             "b (t v h w) (pt ph pw c) -> b v c (t pt) (h ph) (w pw)",
             v=views,
             h=height // ph,
@@ -170,3 +167,11 @@ class TokenAssembly(nn.Module):
             pw=pw,
         )
         return video + call.residual(self.attention) if self.config["residual_video"] else video
+
+
+def _modulated(
+    tower: Any, x: Float[Tensor, "b n d"], time: Float[Tensor, "b m d"], slots: Int[Tensor, " n"]
+) -> Float[Tensor, "b n d"]:
+    """Return tokens normalised and modulated by their clocks, with the last norm and table of their tower."""
+    shift, scale = (tower.scale_shift_table[:, None] + time.float()[:, :, None]).type_as(x).unbind(2)
+    return modulate(tower.norm_out(x), shift, scale, slots)

@@ -109,7 +109,8 @@ class WAMSelfAttention(WAMAttention):
     Two streams (video; state, actions and registers) are coupled as IP-Adapter and Flamingo add a modality to a trained
     network (Ye et al. 2023; Alayrac et al. 2022, section 3.1.2): a video query attends to video keys, and apart from that,
     times `tanh(side_gate)` of each head, to the other keys. The gate starts at zero, so the video comes out the same to
-    the bit whatever the others hold, and the gate's own gradient is not zero. Other queries attend to everything.
+    the bit whatever the others hold, and the gate's own gradient is not zero. Other queries attend to everything. Where
+    video sees none of the others (`Masks.blind`), its attention is its own as well, and that is all.
 
     No matrix product has rows of both streams, for its rounding may depend on how many rows there are.
     """
@@ -144,19 +145,21 @@ class WAMSelfAttention(WAMAttention):
             keys.append(apply_rotary(key, rotary))
             values.append(value)
         past = None if memory is None else memory.past
-        if self.side_gate is None or len(streams) == 1:
+        blind = masks is not None and masks.blind
+        if len(streams) == 1 or (self.side_gate is None and not blind):
             joint = _cat(queries), _cat(_after(past, 0, keys)), _cat(_after(past, 1, values))
             out = self.processor(*joint, None if masks is None else masks.whole, parallel=True)
             outs = [out] if len(streams) == 1 else out.split([query.shape[1] for query in queries], dim=1)
         else:
-            outs = self._gated(self.side_gate, queries, (keys, values), past, masks or Masks(whole=None))
+            gate = None if blind else self.side_gate
+            outs = self._apart(gate, queries, (keys, values), past, masks or Masks(whole=None))
         if memory is not None:
             memory.keep(_cat(keys), _cat(values))  # only now: it may write where what was just read lay
         return [layer.to_out[0](out.flatten(2)) for layer, out in zip(layers, outs, strict=True)]
 
-    def _gated(
+    def _apart(
         self,
-        gate: Float[Tensor, " heads"],
+        gate: Float[Tensor, " heads"] | None,
         queries: list[HeadTensor],
         key_values: tuple[list[HeadTensor], list[HeadTensor]],
         past: tuple[HeadTensor, HeadTensor] | None,
@@ -165,10 +168,12 @@ class WAMSelfAttention(WAMAttention):
         video_context = [_cat(_after(past, i, each[:1])) for i, each in enumerate(key_values)]
         whole_context = [_cat(_after(past, i, each)) for i, each in enumerate(key_values)]
         video = self.processor(queries[0], *video_context, masks.video)
+        rest = self.processor(queries[1], *whole_context, masks.whole)
+        if gate is None:
+            return [video, rest]
         side = self.processor(queries[0], key_values[0][1], key_values[1][1], masks.side)
         if masks.sees_side is not None:
             side = side * masks.sees_side
-        rest = self.processor(queries[1], *whole_context, masks.whole)
         return [video + side * gate.tanh().type_as(side)[:, None], rest]
 
 

@@ -23,15 +23,21 @@ class Stream(NamedTuple):
     """The slot of each token."""
     rotary: Rotary
     tower: int = 0
-    """Whose layers the tokens go through: 0 is the block's own."""
+    """Whose layers the tokens go through: 0 is the trunk, 1 its expert (`models.expert`)."""
+
+
+class Prompt(NamedTuple):
+    """What cross-attention reads, projected to a tower's width."""
+
+    text: Float[Tensor, "b s d"]
+    image: Float[Tensor, "b i d"] | None = None
 
 
 class Surroundings(NamedTuple):
     """What the streams of a call share."""
 
-    text: Float[Tensor, "b s d"] | None
-    """None where a memory has its keys and values."""
-    image: Float[Tensor, "b i d"] | None = None
+    prompts: Sequence[Prompt]
+    """Of each tower; none where a memory has their keys and values."""
     masks: Masks | None = None
     """Of self-attention; None: all see all."""
 
@@ -41,34 +47,66 @@ def gather_slots(per_slot: Float[Tensor, "b m d"], slots: Int[Tensor, " n"]) -> 
     return per_slot if per_slot.shape[1] == 1 else per_slot.index_select(1, slots)
 
 
-class WAMBlock(nn.Module):
-    """A Wan block (diffusers `WanTransformerBlock`) whose six modulation vectors are looked up by clock slot.
+class Tower(nn.Module):
+    """The layers of a Wan block (diffusers `WanTransformerBlock`, same keys) that tokens go through on their own.
 
-    The table of modulations has one row a slot (`b m 6 d`, m = latent frames + state + actions + 1); only one `b n d`
-    gather is alive at a time, never a dense `b n 6 d`. The tokens come as one stream, or as several that meet in
-    self-attention only (see `WAMSelfAttention`), each going through the layers of a `tower`: today there is one, the trunk.
+    Args:
+        dim: Width of the tokens.
+        ffn_dim: Hidden width of the feed-forward layer.
+        heads: Heads of each attention.
+        head_dim: Channels of a head; heads times this is the width inside attention, which need not be `dim`.
+        cross_attn_norm: LayerNorm before cross-attention.
+        eps: Of the norms.
+        added_kv_proj_dim: Width of the image context, if there is one: `dim`.
+        gated: See `WAMSelfAttention`.
+        cross_attention: Whether the tokens read the prompt.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the sizes of a block, each by its name
         self,
         dim: int,
         ffn_dim: int,
-        num_heads: int,
+        heads: int,
+        head_dim: int,
         *,
         cross_attn_norm: bool = True,
         eps: float = 1e-6,
         added_kv_proj_dim: int | None = None,
         gated: bool = False,
+        cross_attention: bool = True,
     ) -> None:
         super().__init__()
-        head_dim = dim // num_heads
         self.norm1 = FP32LayerNorm(dim, eps, elementwise_affine=False)
-        self.attn1 = WAMSelfAttention(dim, num_heads, head_dim, eps, gated=gated)
-        self.attn2 = WAMCrossAttention(dim, num_heads, head_dim, eps, added_kv_proj_dim=added_kv_proj_dim)
-        self.norm2 = FP32LayerNorm(dim, eps, elementwise_affine=True) if cross_attn_norm else nn.Identity()
+        self.attn1 = WAMSelfAttention(dim, heads, head_dim, eps, gated=gated)
+        self.attn2 = self.norm2 = None
+        if cross_attention:
+            self.attn2 = WAMCrossAttention(dim, heads, head_dim, eps, added_kv_proj_dim=added_kv_proj_dim)
+            self.norm2 = FP32LayerNorm(dim, eps, elementwise_affine=True) if cross_attn_norm else nn.Identity()
         self.ffn = FeedForward(dim, inner_dim=ffn_dim, activation_fn="gelu-approximate")
         self.norm3 = FP32LayerNorm(dim, eps, elementwise_affine=False)
         self.scale_shift_table = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
+
+    def finish(
+        self,
+        x: Float[Tensor, "b n d"],
+        context: Context | None,
+        table: Sequence[Float[Tensor, "b m d"]],
+        stream: Stream,
+    ) -> Float[Tensor, "b n d"]:
+        """Return tokens after cross-attention and feed-forward, which concern one stream only."""
+        if self.attn2 is not None and self.norm2 is not None and context is not None:
+            x = x + self.attn2(self.norm2(x), context)
+        h = self.ffn(modulate(self.norm3(x), table[3], table[4], stream.slots))
+        return torch.addcmul(x, h, gather_slots(table[5], stream.slots))
+
+
+class WAMBlock(Tower):
+    """A block of the trunk, in which the towers of its depth meet; six modulation vectors are looked up by clock slot.
+
+    The table of modulations has one row a slot (`b m 6 d`, m = latent frames + state + actions + 1); only one `b n d`
+    gather is alive at a time, never a dense `b n 6 d`. The tokens come as one stream, or as several that meet in
+    self-attention only (see `WAMSelfAttention`), each going through the layers of its tower: the block's own, or an expert's.
+    """
 
     def forward(
         self,
@@ -76,20 +114,24 @@ class WAMBlock(nn.Module):
         streams: Sequence[Stream],
         around: Surroundings,
         memory: LayerMemory | None = None,
+        expert: Tower | None = None,
     ) -> list[Float[Tensor, "b n d"]]:
         """Return each stream's tokens after one block; with a `memory`, its keys and values are seen too."""
-        towers = [self.tower(stream.tower) for stream in streams]
+        towers = [self if expert is None or stream.tower == 0 else expert for stream in streams]
         tables = [
             (tower.scale_shift_table[:, None] + stream.modulation.float()).type_as(x).unbind(2)
             for tower, x, stream in zip(towers, xs, streams, strict=True)
         ]
         hs = [
-            self._modulate(tower.norm1(x), table[0], table[1], stream.slots)
+            modulate(tower.norm1(x), table[0], table[1], stream.slots)
             for tower, x, table, stream in zip(towers, xs, tables, streams, strict=True)
         ]
         layers = [tower.attn1 for tower in towers]
         hs = self.attn1(hs, [stream.rotary for stream in streams], around.masks, layers=layers, memory=memory)
-        contexts = self._contexts([stream.tower for stream in streams], around, memory)
+        contexts: dict[int, Context | None] = {}
+        for tower, stream in zip(towers, streams, strict=True):  # once a tower, whatever the number of its streams
+            if stream.tower not in contexts:
+                contexts[stream.tower] = _context(tower, stream.tower, around, memory)
         return [
             tower.finish(
                 torch.addcmul(x, h, gather_slots(table[2], stream.slots)), contexts[stream.tower], table, stream
@@ -97,38 +139,19 @@ class WAMBlock(nn.Module):
             for tower, x, h, table, stream in zip(towers, xs, hs, tables, streams, strict=True)
         ]
 
-    @property
-    def num_towers(self) -> int:
-        """Towers that this block has."""
-        return 1
 
-    def tower(self, index: int) -> "WAMBlock":
-        """Return the layers of a tower."""
-        if index:
-            raise ValueError(f"there is no tower {index}")
-        return self
+def _context(tower: Tower, index: int, around: Surroundings, memory: LayerMemory | None) -> Context | None:
+    """Return the keys and values of the prompt, if the tower reads it."""
+    if tower.attn2 is None:
+        return None
+    return tower.attn2.context(*around.prompts[index]) if memory is None else memory.context(index)
 
-    def finish(
-        self, x: Float[Tensor, "b n d"], context: Context, table: Sequence[Float[Tensor, "b m d"]], stream: Stream
-    ) -> Float[Tensor, "b n d"]:
-        """Return tokens after cross-attention and feed-forward, which concern one stream only."""
-        x = x + self.attn2(self.norm2(x), context)
-        h = self.ffn(self._modulate(self.norm3(x), table[3], table[4], stream.slots))
-        return torch.addcmul(x, h, gather_slots(table[5], stream.slots))
 
-    def _contexts(self, towers: Sequence[int], around: Surroundings, memory: LayerMemory | None) -> dict[int, Context]:
-        """Return the keys and values of the prompt for each tower, once for all its streams."""
-        if memory is not None:
-            return {index: memory.context(index) for index in towers}
-        if around.text is None:
-            raise ValueError("a block needs the prompt, or a memory that has it")
-        return {i: self.tower(i).attn2.context(around.text, around.image) for i in dict.fromkeys(towers)}
-
-    @staticmethod
-    def _modulate(
-        x: Float[Tensor, "b n d"],
-        shift: Float[Tensor, "b m d"],
-        scale: Float[Tensor, "b m d"],
-        slots: Int[Tensor, " n"],
-    ) -> Float[Tensor, "b n d"]:
-        return torch.addcmul(gather_slots(shift, slots), x, gather_slots(1 + scale, slots))
+def modulate(
+    x: Float[Tensor, "b n d"],
+    shift: Float[Tensor, "b m d"],
+    scale: Float[Tensor, "b m d"],
+    slots: Int[Tensor, " n"],
+) -> Float[Tensor, "b n d"]:
+    """Return `x * (1 + scale) + shift`, each token with the row of its clock slot."""
+    return torch.addcmul(gather_slots(shift, slots), x, gather_slots(1 + scale, slots))

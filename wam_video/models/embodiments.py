@@ -20,6 +20,15 @@ class EmbodimentMLP(nn.Module):
         return self.layer2(self.layer1(x, embodiment).relu(), embodiment)
 
 
+def embodiment_map(
+    in_dims: list[int], hidden: int | None, out_dims: list[int], *, zero_init: bool = False
+) -> EmbodimentLinear | EmbodimentMLP:
+    """Return a map with a hidden layer of that width, or a linear one."""
+    if hidden is None:
+        return EmbodimentLinear(in_dims, out_dims, zero_init=zero_init)
+    return EmbodimentMLP(in_dims, hidden, out_dims, zero_init=zero_init)
+
+
 class TimedActionEmbedder(nn.Module):
     """Three maps of an embodiment's own, which are told each action's clock (DreamZero's action encoder)."""
 

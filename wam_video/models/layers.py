@@ -32,15 +32,20 @@ class ImageEmbedder(nn.Module):
 
 
 class ConditionEmbedder(nn.Module):
-    """Embed clocks, text and image (diffusers `WanTimeTextImageEmbedding`, same keys): one time row a clock slot."""
+    """Embed clocks, text and image (diffusers `WanTimeTextImageEmbedding`, same keys): one time row a clock slot.
 
-    def __init__(self, dim: int, freq_dim: int, text_dim: int, image_dim: int | None = None) -> None:
+    Without a `text_dim` it embeds clocks only, for a tower that does not read the prompt.
+    """
+
+    def __init__(self, dim: int, freq_dim: int, text_dim: int | None, image_dim: int | None = None) -> None:
         super().__init__()
         self.timesteps_proj = Timesteps(num_channels=freq_dim, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embedder = TimestepEmbedding(in_channels=freq_dim, time_embed_dim=dim)
         self.act_fn = nn.SiLU()
         self.time_proj = nn.Linear(dim, dim * 6)
-        self.text_embedder = PixArtAlphaTextProjection(text_dim, dim, act_fn="gelu_tanh")
+        self.text_embedder = None
+        if text_dim is not None:
+            self.text_embedder = PixArtAlphaTextProjection(text_dim, dim, act_fn="gelu_tanh")
         self.image_embedder = None if image_dim is None else ImageEmbedder(image_dim, dim)
 
     def forward(self, clocks: Sequence[Float[Tensor, "b m"]], like: Tensor) -> list[TimeEmbedding]:
@@ -50,7 +55,13 @@ class ConditionEmbedder(nn.Module):
     def context(
         self, text: Float[Tensor, "b s dt"], image: Float[Tensor, "b i di"] | None = None
     ) -> tuple[Float[Tensor, "b s d"], Float[Tensor, "b i d"] | None]:
-        """Return the projected text, and the projected image if there is one."""
+        """Return the projected text, and the projected image if there is one.
+
+        Raises:
+            ValueError: There is no `text_dim`.
+        """
+        if self.text_embedder is None:
+            raise ValueError("this tower does not read the prompt")
         projected = self.image_embedder(image) if self.image_embedder is not None and image is not None else None
         return self.text_embedder(text), projected
 

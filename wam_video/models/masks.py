@@ -39,7 +39,7 @@ class Modality(IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig:
-    """How samples are cut into chunks and who sees whom; all but `pattern` is for `causal`."""
+    """How samples are cut into chunks and who sees whom. Without chunks there are `video_sees_actions` and `actions_see_video`."""
 
     pattern: str = "bidirectional"
     """`bidirectional`: one chunk in which every token sees every other; `causal`: chunks."""
@@ -51,7 +51,8 @@ class AttentionConfig:
     """Whether video sees actions, state and registers; False: video only (FastWAM)."""
     actions_see_video: str = "chunk"
     """What actions, state and registers see of video: `chunk`: observed frames and the (imagined) ones of their own chunk;
-    `observed`: the clean stream only (FastWAM)."""
+    `observed`: the clean stream only (FastWAM). Observed frames then see each other only, without chunks too, for else the
+    imagined ones would reach the actions through them; so a policy needs them once (`WAMTransformer.observe`)."""
     action_history: bool = False
     """Whether clean actions of earlier chunks are kept and seen, in the order video, then actions (LingBot-VA)."""
     window: int | None = None
@@ -67,11 +68,12 @@ class AttentionConfig:
             value = getattr(self, name)
             if value is not None and value < low:
                 raise ConfigError(f"model.attention.{name} is {value}; allowed: {low} or more")
-        unset = all(getattr(self, field.name) == field.default for field in fields(self))
+        free = ("video_sees_actions", "actions_see_video")
+        unset = all(getattr(self, field.name) == field.default for field in fields(self) if field.name not in free)
         if self.pattern == "bidirectional" and not unset:
             raise ConfigError(
-                "model.attention.pattern is 'bidirectional', where every token sees every other; remove the other settings "
-                "of model.attention, or set pattern: causal"
+                "model.attention.pattern is 'bidirectional', which has no chunks; allowed with it: video_sees_actions and "
+                "actions_see_video; remove the other settings of model.attention, or set pattern: causal"
             )
         if self.sink_chunks and self.window is None:
             raise ConfigError(
@@ -96,9 +98,23 @@ class AttentionConfig:
         return self.pattern == "causal"
 
     @property
+    def caches(self) -> bool:
+        """Whether observed frames are the same whatever comes after them, so that they can be remembered."""
+        return self.causal or self.actions_see_video == "observed"
+
+    @property
     def open(self) -> bool:
         """Whether the noisy tokens of a chunk see each other and all that came before."""
         return self.state_sees == "chunk" and self.video_sees_actions and self.actions_see_video == "chunk"
+
+    def hides(self, *, mixed: bool, blind: bool) -> bool:
+        """Say whether any token of a call without a cache is hidden from another.
+
+        Args:
+            mixed: There is video, and others.
+            blind: Video has an attention of its own (`Masks.blind`).
+        """
+        return self.causal or self.actions_see_video == "observed" or (mixed and not (self.open or blind))
 
 
 class TokenMeta(NamedTuple):
@@ -141,11 +157,14 @@ def visible(query: TokenMeta, key: TokenMeta, rule: AttentionConfig) -> Bool[Ten
     of the arithmetic, for FlexAttention vectorises this function and takes tensors only.
     """
     real = key.real > 0
-    if not rule.causal:
-        return real
-    age = query.chunk - key.chunk
     from_video, to_video = query.modality == _VIDEO, key.modality == _VIDEO
     allowed = real if rule.video_sees_actions else real & (~from_video | to_video)
+    if not rule.causal:
+        if rule.actions_see_video == "chunk":
+            return allowed
+        # Actions see no imagined video, and no video that has seen it: what was observed sees only its like.
+        return allowed & ((key.noisy == 0) | ((query.noisy == 1) & (from_video | ~to_video)))
+    age = query.chunk - key.chunk
 
     # The clean stream: earlier chunks, and for clean tokens their own, in which video comes before the actions.
     own_clean = (query.noisy == 0) & (age == 0) & (to_video | ~from_video)
@@ -206,10 +225,18 @@ class Masks(NamedTuple):
     sees_side: Bool[Tensor, "r q 1 1"] | None = None
     """With gates: the video queries that see any of the others. (`side` shows a blind query everything, for an attention
     over nothing has no value; what it sees is multiplied by 0.)"""
+    blind: bool = False
+    """Whether video sees none of the others and has an attention of its own (`video`), which costs nothing for them."""
 
 
 def make_masks(
-    metas: Sequence[TokenMeta], past: TokenMeta | None, rule: AttentionConfig, *, gated: bool, flex: bool
+    metas: Sequence[TokenMeta],
+    past: TokenMeta | None,
+    rule: AttentionConfig,
+    *,
+    gated: bool,
+    flex: bool,
+    blind: bool = False,
 ) -> Masks:
     """Return the masks of a call.
 
@@ -219,15 +246,18 @@ def make_masks(
         rule: The rule.
         gated: Whether video has an attention of its own, apart from the others.
         flex: Make block masks.
+        blind: Whether video keeps to itself (`Masks.blind`).
     """
     make = block_mask if flex else dense_mask
     everything = join_meta([*([past] if past is not None else []), *metas])
-    if not gated or len(metas) == 1:
+    if len(metas) == 1 or not (gated or blind):
         return Masks(whole=make(join_meta(list(metas)), everything, rule))
     video, side = metas
     video_keys = video if past is None else join_meta([past, video])
-    masks = Masks(whole=make(side, everything, rule), video=make(video, video_keys, rule))
-    if not rule.causal:
+    masks = Masks(whole=make(side, everything, rule), video=make(video, video_keys, rule), blind=blind)
+    if blind:
+        return masks
+    if rule.open and not rule.causal:
         return masks._replace(side=make(video, side, rule))
     sees = visible(video.queries(), side.keys(), rule).any(-1)[..., None, None]
     return masks._replace(side=_with_blind(video, side, rule, flex=flex), sees_side=sees)

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from wam_video.errors import ConfigError
 from wam_video.models.assembly import Read, TokenAssembly
 from wam_video.models.attention import Context
-from wam_video.models.blocks import Surroundings
+from wam_video.models.blocks import Prompt, Surroundings
 from wam_video.models.chunks import Call, observed_ids
+from wam_video.models.expert import ActionExpert
 from wam_video.models.kv_cache import CacheLayout, KVCache, LayerCache, empty_cache
 from wam_video.models.layers import ConditionEmbedder
 from wam_video.models.tokens import TokenGroup, join
@@ -21,6 +22,7 @@ class ObservesChunks(TokenAssembly):
 
     condition_embedder: ConditionEmbedder
     blocks: nn.ModuleList
+    expert: ActionExpert | None
 
     def run_blocks(
         self,
@@ -55,16 +57,21 @@ class ObservesChunks(TokenAssembly):
             text_embeds: Encoded prompts.
             latent_shape: Views, channels, rows and columns of a latent frame.
             num_context: Latent frames of chunk 0.
-            max_chunks: Chunks to make place for; no more are kept than the network's window and its sinks.
+            max_chunks: Chunks to make place for; no more are kept than the network's window and its sinks, and one, the
+                context, if it knows no chunks.
             num_actions: Actions of a chunk, which are kept if the network reads them (`action_history`).
             image_embeds: Image context, if the network has an `image_dim`.
 
         Raises:
-            ConfigError: The network knows no chunks.
+            ConfigError: What the network makes of observed frames depends on the others.
         """
         rule, patch = self.attention, self.config["patch_size"]
-        if not rule.causal:
-            raise ConfigError("this network can't use a cache; allowed: networks with model.attention.pattern 'causal'")
+        if not rule.caches:
+            raise ConfigError(
+                "this network can't use a cache, for its observed frames see the others; allowed: networks with "
+                "model.attention.pattern 'causal' or model.attention.actions_see_video 'observed'"
+            )
+        max_chunks = max_chunks if rule.causal else 1
         views, _, height, width = latent_shape
         frame = views * (height // patch[1]) * (width // patch[2])
         drops = rule.window is not None and rule.window < max_chunks
@@ -141,10 +148,35 @@ class ObservesChunks(TokenAssembly):
             )
         meta = join(list(groups.values())).meta
         memories = cache.writers(meta.chunk.shape[1], rows)
-        self.run_blocks(groups, Surroundings(None, None), hides=True, cache=cache, memories=memories)
+        self.run_blocks(
+            groups,
+            Surroundings([]),
+            hides=self.attention.causal or view_mask is not None,
+            cache=cache,
+            memories=memories,
+        )
         return cache.observed(meta, latents[:, :, :, -1:].to(cache.last_frame), rows)
+
+    def prompts(self, text_embeds: Tensor, image_embeds: Tensor | None) -> list[Prompt]:
+        """Return the prompt as each tower that reads it projects it."""
+        embedders = (
+            [self.condition_embedder]
+            if self.expert is None
+            else [self.condition_embedder, self.expert.condition_embedder]
+        )
+        return [
+            Prompt(*each.context(text_embeds, image_embeds)) for each in embedders if each.text_embedder is not None
+        ]
 
     def contexts(self, text_embeds: Tensor, image_embeds: Tensor | None) -> list[list[Context]]:
         """Return the prompt's keys and values for each block and tower (see `KVCache.with_contexts`)."""
-        text, image = self.condition_embedder.context(text_embeds, image_embeds)
-        return [[block.tower(i).attn2.context(text, image) for i in range(block.num_towers)] for block in self.blocks]
+        prompts = self.prompts(text_embeds, image_embeds)
+        towers = [list(self.blocks)] if self.expert is None else [list(self.blocks), list(self.expert.blocks)]
+        return [
+            [
+                tower.attn2.context(*prompt)
+                for tower, prompt in zip(level, prompts, strict=False)
+                if tower.attn2 is not None
+            ]
+            for level in zip(*towers, strict=True)
+        ]

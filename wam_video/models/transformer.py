@@ -6,7 +6,7 @@ load by key. It predicts what its config says (velocity or clean sample); `flow.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self
 
 import torch
 from diffusers import ModelMixin
@@ -18,23 +18,28 @@ from diffusers.models.normalization import FP32LayerNorm
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from wam_video.errors import ConfigError, one_of
+from wam_video.errors import ConfigError
 from wam_video.models.assembly import Read
 from wam_video.models.attention import uses_flex
 from wam_video.models.blocks import Stream, Surroundings, WAMBlock
 from wam_video.models.chunks import Call, History, chunk_ids, state_rows
-from wam_video.models.embodiments import EmbodimentMLP, TimedActionEmbedder
+from wam_video.models.embodiments import TimedActionEmbedder, embodiment_map
+from wam_video.models.expert import ActionExpert, ExpertConfig
 from wam_video.models.kv_cache import KVCache, LayerCache
 from wam_video.models.layers import ConditionEmbedder, EmbodimentLinear
-from wam_video.models.masks import AttentionConfig, make_masks
+from wam_video.models.masks import AttentionConfig, Masks, make_masks
 from wam_video.models.observing import ObservesChunks
+from wam_video.models.options import (
+    ActionCoupling,
+    ActionEmbedding,
+    ActionRope,
+    StateClock,
+    check_choice,
+    check_image_width,
+    check_predictions,
+)
 from wam_video.models.tokens import TokenGroup, join
 from wam_video.tensors import Prediction, PredictionType
-
-ActionCoupling = Literal["full", "gated"]
-ActionEmbedding = Literal["linear", "mlp_time"]
-ActionRope = Literal["time", "index"]
-StateClock = Literal["given", "action"]
 
 NO_BODY: tuple[dict[str, Any], ...] = ({"name": "none", "action_dim": 0, "state_dim": 0},)
 """The embodiments of a network that has only video."""
@@ -81,6 +86,8 @@ class WAMTransformer(ObservesChunks, ModelMixin, ConfigMixin, PeftAdapterMixin, 
             takes the whole head dim, counted through the chunks (DreamZero).
         state_clock: "given": 0; "action": that of the first action of its chunk (DreamZero).
         action_norm_out: Normalise and modulate action tokens before they are read out, as video tokens are.
+        expert: A narrow tower for actions, state and registers beside the trunk (`expert.ExpertConfig`: dim, ffn_dim, init,
+            cross_attention); None: they go through the trunk.
         eps: Of the norms.
     """
 
@@ -123,29 +130,29 @@ class WAMTransformer(ObservesChunks, ModelMixin, ConfigMixin, PeftAdapterMixin, 
         action_rope: ActionRope = "time",
         state_clock: StateClock = "given",
         action_norm_out: bool = True,
+        expert: dict[str, Any] | None = None,
         eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        _check_options(video_prediction, action_prediction, residual_video, attention_head_dim)
+        check_predictions(video_prediction, action_prediction, residual_video, attention_head_dim)
         dim = num_attention_heads * attention_head_dim
-        for what, value, kind in (
-            ("action_embedding", action_embedding, ActionEmbedding),
-            ("action_rope", action_rope, ActionRope),
-            ("state_clock", state_clock, StateClock),
-        ):
-            if value not in get_args(kind):
-                raise ConfigError(one_of(f"model.{what}", value, get_args(kind)))
-        _check_couplings(action_coupling, image_dim, added_kv_proj_dim, dim)
+        check_choice("action_coupling", action_coupling, ActionCoupling)
+        check_choice("action_embedding", action_embedding, ActionEmbedding)
+        check_choice("action_rope", action_rope, ActionRope)
+        check_choice("state_clock", state_clock, StateClock)
+        check_image_width(image_dim, added_kv_proj_dim, dim)
         self.attention = AttentionConfig.read(attention)
         if self.attention.action_history and action_coupling == "gated":
             raise ConfigError(
                 "model.attention.action_history is true and model.action_coupling 'gated'; allowed with it: 'full', for "
                 "video would see old actions without a gate"
             )
+        tower = ExpertConfig.read(expert)
+        side = dim if tower is None else tower.dim
         action_dims = [max(e["action_dim"], 1) for e in embodiments]
         state_dims = [max(e["state_dim"], 1) for e in embodiments]
         features = 1 + 2 * input_octaves
-        widths = [dim] * len(embodiments)
+        widths = [side] * len(embodiments)
         patch = tuple(patch_size)
         self.patch_embedding = nn.Conv3d(in_channels + condition_channels, dim, patch, patch)
         self.condition_embedder = ConditionEmbedder(dim, freq_dim, text_dim, image_dim)
@@ -153,23 +160,36 @@ class WAMTransformer(ObservesChunks, ModelMixin, ConfigMixin, PeftAdapterMixin, 
         hidden = embodiment_hidden_dim
         timed = action_embedding == "mlp_time"
         self.action_embedder = (
-            TimedActionEmbedder(values_in[0], dim) if timed else EmbodimentLinear(values_in[0], widths)
+            TimedActionEmbedder(values_in[0], side) if timed else EmbodimentLinear(values_in[0], widths)
         )
-        self.state_embedder = _embodiment_map(values_in[1], hidden, widths)
-        self.no_state = nn.Parameter(torch.zeros(dim))
+        self.state_embedder = embodiment_map(values_in[1], hidden, widths)
+        self.no_state = nn.Parameter(torch.zeros(side))
         self.view_embedding = nn.Parameter(torch.zeros(num_views, dim))
-        self.registers = nn.Parameter(torch.randn(num_registers, dim) / dim**0.5)
-        block = {"cross_attn_norm": cross_attn_norm, "eps": eps, "added_kv_proj_dim": added_kv_proj_dim}
-        block["gated"] = action_coupling == "gated"
-        self.blocks = nn.ModuleList([WAMBlock(dim, ffn_dim, num_attention_heads, **block) for _ in range(num_layers)])
+        self.registers = nn.Parameter(torch.randn(num_registers, side) / side**0.5)
+        sizes, block = (num_attention_heads, attention_head_dim), {"cross_attn_norm": cross_attn_norm, "eps": eps}
+        added = {"added_kv_proj_dim": added_kv_proj_dim, "gated": action_coupling == "gated"}
+        self.blocks = nn.ModuleList([WAMBlock(dim, ffn_dim, *sizes, **block, **added) for _ in range(num_layers)])
         self.norm_out = FP32LayerNorm(dim, eps, elementwise_affine=False)
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
         self.proj_out = nn.Linear(dim, (out_channels or in_channels) * patch_size[0] * patch_size[1] * patch_size[2])
-        self.action_proj_out = _embodiment_map(widths, hidden, action_dims, zero_init=True)
+        self.action_proj_out = embodiment_map(widths, hidden, action_dims, zero_init=True)
         self.gradient_checkpointing = False
         if residual_video:
             nn.init.zeros_(self.proj_out.weight)
             nn.init.zeros_(self.proj_out.bias)
+        self.expert = None
+        if tower is not None:
+            self.expert = ActionExpert(
+                tower,
+                layers=num_layers,
+                heads=num_attention_heads,
+                head_dim=attention_head_dim,
+                conditions=(freq_dim, text_dim, image_dim),
+                block=block,
+                norm_out=action_norm_out,
+            )
+            if tower.init == "interpolate" and not self.no_state.is_meta:
+                self.expert.reset_parameters(self)
 
     @classmethod
     def from_wan(
@@ -270,9 +290,7 @@ class WAMTransformer(ObservesChunks, ModelMixin, ConfigMixin, PeftAdapterMixin, 
             ids=ids,
             last_frame=None if cache is None else cache.last_frame,
         )
-        around = Surroundings(None, None)
-        if text_embeds is not None:
-            around = Surroundings(*self.condition_embedder.context(text_embeds, image_embeds))
+        around = Surroundings([] if text_embeds is None else self.prompts(text_embeds, image_embeds))
         outs = self.run_blocks(self.assemble(call), around, hides=view_mask is not None, cache=cache)
         return self.read_out(outs, call)
 
@@ -281,10 +299,8 @@ class WAMTransformer(ObservesChunks, ModelMixin, ConfigMixin, PeftAdapterMixin, 
     ) -> None:
         if (text_embeds is None) != (cache is not None):
             raise ConfigError("give text_embeds, or a cache, which has the prompt; not both")
-        if not self.attention.causal and (history is not None or cache is not None):
-            raise ConfigError(
-                "history and cache are for networks with model.attention.pattern 'causal'; leave them out"
-            )
+        if history is not None and not self.attention.causal:
+            raise ConfigError("history is for networks with model.attention.pattern 'causal'; leave it out")
         if cache is not None and (num_context or history is not None):
             raise ConfigError(
                 f"num_context is {num_context} and a cache is given; allowed with it: 0, and no history, for it holds them"
@@ -314,27 +330,33 @@ class WAMTransformer(ObservesChunks, ModelMixin, ConfigMixin, PeftAdapterMixin, 
         memories: Sequence[LayerCache] | None = None,
     ) -> dict[str, Read]:
         """Send groups of tokens through the blocks; `hides`: some are not there, or the call observes."""
-        gated = self.config["action_coupling"] == "gated"
-        split = [["video"], [name for name in groups if name != "video"]] if gated else [list(groups)]
+        apart = self.expert is not None or self.config["action_coupling"] == "gated"
+        split = [["video"], [name for name in groups if name != "video"]] if apart else [list(groups)]
         split = [[name for name in names if name in groups] for names in split]
         split = [names for names in split if names]
         joined = [join([groups[name] for name in names]) for names in split]
         xs = [group.tokens for group in joined]
-        times = self.condition_embedder([group.clocks for group in joined], xs[0])
-        streams = [Stream(time[1], group.slots, group.rotary) for time, group in zip(times, joined, strict=True)]
-        if hides or (self.attention.causal and not (cache is not None and cache.solid and self.attention.open)):
-            flex = uses_flex(self.blocks[0].attn1.processor)
-            past = None if cache is None else cache.past_meta()
-            metas = [group.meta for group in joined]
-            around = around._replace(masks=make_masks(metas, past, self.attention, gated=gated, flex=flex))
+        towers = [0 if self.expert is None or "video" in names else 1 for names in split]
+        times = [
+            embedder([group.clocks], x)[0]
+            for embedder, group, x in zip((self._embedder(tower) for tower in towers), joined, xs, strict=True)
+        ]
+        streams = [
+            Stream(time[1], group.slots, group.rotary, tower)
+            for time, group, tower in zip(times, joined, towers, strict=True)
+        ]
+        around = around._replace(
+            masks=self._masks(joined, cache, hides=hides, mixed="video" in groups and len(groups) > 1)
+        )
         if cache is not None and memories is None:
             memories = cache.memories()
         for index, block in enumerate(self.blocks):
             memory = None if memories is None else memories[index]
+            expert = None if self.expert is None else self.expert.blocks[index]
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                xs = self._gradient_checkpointing_func(block, xs, streams, around, memory)
+                xs = self._gradient_checkpointing_func(block, xs, streams, around, memory, expert)
             else:
-                xs = block(xs, streams, around, memory)
+                xs = block(xs, streams, around, memory, expert)
         outs = {}
         for names, x, time, group in zip(split, xs, times, joined, strict=True):
             lengths = [groups[name].tokens.shape[1] for name in names]
@@ -342,32 +364,25 @@ class WAMTransformer(ObservesChunks, ModelMixin, ConfigMixin, PeftAdapterMixin, 
             outs |= {name: (piece, time[0], slots) for name, piece, slots in pieces}
         return outs
 
+    def _embedder(self, tower: int) -> ConditionEmbedder:
+        return self.expert.condition_embedder if self.expert is not None and tower else self.condition_embedder
 
-def _embodiment_map(
-    in_dims: list[int], hidden: int | None, out_dims: list[int], *, zero_init: bool = False
-) -> EmbodimentLinear | EmbodimentMLP:
-    if hidden is None:
-        return EmbodimentLinear(in_dims, out_dims, zero_init=zero_init)
-    return EmbodimentMLP(in_dims, hidden, out_dims, zero_init=zero_init)
-
-
-def _check_options(video_kind: str, action_kind: str, residual: bool, head_dim: int) -> None:
-    for what, kind in (("video_prediction", video_kind), ("action_prediction", action_kind)):
-        if kind not in PredictionType.__args__:
-            raise ConfigError(one_of(f"model.{what}", kind, PredictionType.__args__))
-    if residual and video_kind != "sample":
-        raise ConfigError(f"model.residual_video needs video_prediction 'sample', not {video_kind!r}")
-    if head_dim % 2 or head_dim < 6:
-        raise ConfigError(
-            f"model.attention_head_dim is {head_dim}; allowed: even, 6 or more (rotary pairs on three axes)"
-        )
-
-
-def _check_couplings(coupling: str, image_dim: int | None, added_kv_proj_dim: int | None, dim: int) -> None:
-    if coupling not in ActionCoupling.__args__:
-        raise ConfigError(one_of("model.action_coupling", coupling, ActionCoupling.__args__))
-    if added_kv_proj_dim != (None if image_dim is None else dim):
-        raise ConfigError(
-            f"model.added_kv_proj_dim is {added_kv_proj_dim}; allowed: the width ({dim}) with an image_dim, null without "
-            f"(image_dim is {image_dim})"
+    def _masks(self, streams: Sequence[TokenGroup], cache: KVCache | None, *, hides: bool, mixed: bool) -> Masks | None:
+        """Return who sees whom; None: all see all. `mixed`: there is video, and others."""
+        rule, blind = self.attention, len(streams) > 1 and not self.attention.video_sees_actions
+        if cache is None:
+            hides = hides or rule.hides(mixed=mixed, blind=blind)
+        elif rule.causal:
+            hides = hides or not (cache.solid and (rule.open or (rule.state_sees == "chunk" and not mixed)))
+        else:
+            hides = hides or mixed  # a cache holds observed frames, which all see
+        if not hides:
+            return Masks(whole=None, blind=True) if blind else None
+        return make_masks(
+            [stream.meta for stream in streams],
+            None if cache is None else cache.past_meta(),
+            rule,
+            gated=self.config["action_coupling"] == "gated",
+            flex=uses_flex(self.blocks[0].attn1.processor),
+            blind=blind,
         )
