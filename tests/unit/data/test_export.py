@@ -4,7 +4,9 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
@@ -112,6 +114,37 @@ def test_its_tables_are_those_of_the_format(tmp_path: Path) -> None:
     assert str(table.schema.field("action").type) == "fixed_size_list<element: float>[3]"
     tasks = pq.read_table(tmp_path / "out/meta/tasks.parquet").to_pydict()
     assert tasks["task_index"] == list(range(4)) and tasks["__index_level_0__"][0] == "lift it"
+
+
+def test_rows_frames_and_tasks_meet_as_lerobot_looks_them_up(tmp_path: Path) -> None:
+    """With nothing of this package: tasks by position, frames by time within 1e-4 s, rows by episode."""
+    takes = {e: episode(e, rows) for e, rows in enumerate((9, 6, 12))}
+    exported(tmp_path, list(takes.values()), val_fraction=0)
+    root = tmp_path / "out"
+    tasks = pd.read_parquet(root / "meta/tasks.parquet")
+    data = pd.read_parquet(root / "data")
+    table = pd.read_parquet(root / "meta/episodes")
+    key = "videos/observation.images.wrist"
+    info = json.loads((root / "meta/info.json").read_text())
+    for e, row in table.iterrows():
+        name = info["video_path"].format(
+            video_key=key.removeprefix("videos/"),
+            chunk_index=row[f"{key}/chunk_index"],
+            file_index=row[f"{key}/file_index"],
+        )
+        with av.open(str(root / name)) as container:
+            shot = {float(f.pts * f.time_base): f.to_ndarray(format="rgb24") for f in container.decode(video=0)}
+        rows = data[data.episode_index == e].sort_values("frame_index")
+        assert rows["index"].tolist() == list(range(row["dataset_from_index"], row["dataset_to_index"]))
+        stored = [frame for clip in clips(tmp_path / "shards", f"take{e}") for frame in clip.video["wrist"]]
+        for frame, (_, values) in zip(stored, rows.iterrows(), strict=True):
+            wanted = row[f"{key}/from_timestamp"] + values["timestamp"]
+            nearest = min(shot, key=lambda time: abs(time - wanted))
+            assert abs(nearest - wanted) < 1e-4
+            np.testing.assert_array_equal(shot[nearest], frame)
+            assert tasks.iloc[values["task_index"]].name == "lift it"
+        actions = np.stack(rows["action"].to_list())
+        np.testing.assert_array_equal(actions, np.concatenate([takes[e].actions, takes[e].actions[-1:]]))
 
 
 def test_its_statistics_are_those_of_the_rows(tmp_path: Path) -> None:
