@@ -36,7 +36,13 @@ class TokenAssembly(nn.Module):
     no_state: nn.Parameter
     view_embedding: nn.Parameter
     registers: nn.Parameter
-    expert: ActionExpert | None
+
+    @property
+    def expert(self) -> ActionExpert | None:
+        """The tower of all but video, if there is one."""
+        # Not the plain attribute, for diffusers would find the key of that name in the configuration first.
+        return self.__dict__["_modules"].get("expert")
+
     norm_out: FP32LayerNorm
     scale_shift_table: nn.Parameter
     proj_out: nn.Linear

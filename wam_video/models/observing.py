@@ -11,7 +11,6 @@ from wam_video.models.assembly import Read, TokenAssembly
 from wam_video.models.attention import Context
 from wam_video.models.blocks import Prompt, Surroundings
 from wam_video.models.chunks import Call, observed_ids
-from wam_video.models.expert import ActionExpert
 from wam_video.models.kv_cache import CacheLayout, KVCache, LayerCache, empty_cache
 from wam_video.models.layers import ConditionEmbedder
 from wam_video.models.tokens import TokenGroup, join
@@ -22,7 +21,6 @@ class ObservesChunks(TokenAssembly):
 
     condition_embedder: ConditionEmbedder
     blocks: nn.ModuleList
-    expert: ActionExpert | None
 
     def run_blocks(
         self,

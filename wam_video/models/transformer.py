@@ -177,9 +177,8 @@ class WAMTransformer(ObservesChunks, ModelMixin, ConfigMixin, PeftAdapterMixin, 
         if residual_video:
             nn.init.zeros_(self.proj_out.weight)
             nn.init.zeros_(self.proj_out.bias)
-        self.expert = None
         if tower is not None:
-            self.expert = ActionExpert(
+            module = ActionExpert(
                 tower,
                 layers=num_layers,
                 heads=num_attention_heads,
@@ -189,7 +188,8 @@ class WAMTransformer(ObservesChunks, ModelMixin, ConfigMixin, PeftAdapterMixin, 
                 norm_out=action_norm_out,
             )
             if tower.init == "interpolate" and not self.no_state.is_meta:
-                self.expert.reset_parameters(self)
+                module.reset_parameters(self)
+            self._modules["expert"] = module
 
     @classmethod
     def from_wan(
