@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from data_pipelines.options import build_options, safe_name
+from data_pipelines.probe import probe_video
 from data_pipelines.recording import (
     Body,
     RecordingConfig,
@@ -24,7 +25,7 @@ from data_pipelines.recording import (
 from data_pipelines.umi.arrays import ZarrArray, ZarrView, open_store
 from wam_video.data.schema import EmbodimentSpec, Episode, ViewSource
 from wam_video.data.sources import SkippedEpisode
-from wam_video.data.video import MAX_FRAME_PIXELS
+from wam_video.data.video import MAX_FRAME_PIXELS, FileView
 from wam_video.errors import ConfigError, DataError, one_of
 
 UMI_FPS = 60000 / 1001
@@ -32,6 +33,7 @@ UMI_FPS = 60000 / 1001
 PUSHT_FPS = 10.0
 
 _ENDS = "meta/episode_ends"
+_PREFIX = "episode_"
 _NONE = "none"
 _POSE = ("eef_pos", "eef_rot_axis_angle", "gripper_width")
 _POSE_NAMES = ("x", "y", "z", "rx", "ry", "rz", "gripper_width")
@@ -75,6 +77,7 @@ class UmiSource:
         if (np.diff(self._ends, prepend=0) < 0).any():
             raise DataError(f"{self.root}: {_ENDS} does not rise; the buffer is damaged")
         self._body = Body()
+        self._videos = {} if self._image_keys() else _videos(self.root)
         self._views = choose_views(self._cameras(), self.config.views)
         self._fps = self._rate()
 
@@ -111,7 +114,7 @@ class UmiSource:
     def episodes(self) -> Iterator[Episode | SkippedEpisode]:
         """Yield every episode in the buffer's order, or why it can't be used."""
         for number, end in enumerate(self._ends.tolist()):
-            episode_id = f"episode_{number:06d}"
+            episode_id = f"{_PREFIX}{number:06d}"
             try:
                 yield self._episode(int(self._ends[number - 1]) if number else 0, end, episode_id)
             except ConfigError:
@@ -123,12 +126,18 @@ class UmiSource:
     def _is_umi(self) -> bool:
         return "robot0_eef_rot_axis_angle" in self._arrays
 
-    def _cameras(self) -> dict[str, str]:
-        keys = [
+    def _image_keys(self) -> list[str]:
+        return [
             name
             for name, array in self._arrays.items()
             if len(array.shape) == 4 and array.shape[-1] == 3 and array.shape[1] * array.shape[2] <= MAX_FRAME_PIXELS
         ]
+
+    def _cameras(self) -> dict[str, str]:
+        """Return the cameras: arrays of images, else the videos beside the buffer."""
+        if self._videos:
+            return {f"camera_{name}": name for name in next(iter(self._videos.values()))}
+        keys = self._image_keys()
         if not keys:
             raise DataError(f"{self.root}: no array under data/ holds images (has {', '.join(self._arrays) or 'none'})")
         return {name.removesuffix("_rgb"): key for name, key in view_names(keys).items()}
@@ -154,20 +163,17 @@ class UmiSource:
 
     def _episode(self, start: int, stop: int, episode_id: str) -> Episode:
         count = check_rows(stop - start, "it")
-        notes = []
-        for key in self._views.values():
-            if len(self._arrays[key]) < stop:
-                raise DataError(f"data/{key} has {len(self._arrays[key])} rows; this episode ends at row {stop}")
-            if missing := self._arrays[key].missing_chunks(start, stop):
-                notes.append(f"chunks_missing:{safe_name(key)}:{missing}")
+        notes: list[str] = []
+        views: dict[str, ViewSource]
         rows = self._rows(start, stop, count, notes)
-        views: dict[str, ViewSource] = {
-            name: ZarrView(path=self.root, name=f"data/{key}", start=start, times=rows.times)
-            for name, key in self._views.items()
-        }
+        fps = self._fps
+        if self._videos:
+            views, fps = self._films(int(episode_id.removeprefix(_PREFIX)), count, notes)
+        else:
+            views = self._images(start, stop, rows, notes)
         return Episode(
             episode_id=episode_id,
-            embodiment=self._body.same(self._spec(rows)),
+            embodiment=self._body.same(self._spec(rows, fps)),
             views=views,
             actions=rows.actions,
             state=rows.state,
@@ -175,6 +181,38 @@ class UmiSource:
             notes=(*rows.notes, *notes, *(() if self.config.prompt else ("no_prompt",))),
             extra={"rows": [start, stop]},
         )
+
+    def _images(self, start: int, stop: int, rows: Rows, notes: list[str]) -> dict[str, ViewSource]:
+        """Return the cameras whose frames are rows of an array."""
+        for key in self._views.values():
+            if len(self._arrays[key]) < stop:
+                raise DataError(f"data/{key} has {len(self._arrays[key])} rows; this episode ends at row {stop}")
+            if missing := self._arrays[key].missing_chunks(start, stop):
+                notes.append(f"chunks_missing:{safe_name(key)}:{missing}")
+        return {
+            name: ZarrView(path=self.root, name=f"data/{key}", start=start, times=rows.times)
+            for name, key in self._views.items()
+        }
+
+    def _films(self, number: int, count: int, notes: list[str]) -> tuple[dict[str, ViewSource], float]:
+        """Return the cameras whose frames are videos that start with the first row, and their common rate."""
+        files = self._videos.get(number, {})
+        if missing := [key for key in self._views.values() if key not in files]:
+            raise DataError(f"has no video of camera {missing[0]!r}, {self.root.parent / 'videos' / str(number)}")
+        infos = {key: probe_video(files[key]) for key in self._views.values()}
+        fps = next(iter(infos.values())).fps
+        span = (count - 1) / self._fps
+        views: dict[str, ViewSource] = {}
+        for name, key in self._views.items():
+            frames = int(min(infos[key].num_frames, span * fps + 1 + 1e-6))
+            if abs(infos[key].fps - fps) > 0.01 * fps or frames < 0.9 * span * fps:
+                raise DataError(
+                    f"{files[key]}: {infos[key].num_frames} frames at {infos[key].fps:g} per second; its rows take "
+                    f"{span:.1f} s, and the first camera has {fps:g}: it is truncated or of another recording"
+                )
+            views[name] = FileView(path=files[key], num_frames=frames, times=np.arange(frames) / fps)
+        notes.append("video_beside_the_buffer")
+        return views, fps
 
     def _rows(self, start: int, stop: int, count: int, notes: list[str]) -> Rows:
         state = self._stack(self._state_keys(), start, stop)
@@ -209,7 +247,7 @@ class UmiSource:
         usual = next((keys for keys in _STATE_KEYS if set(keys) <= set(self._arrays)), ())
         return asked or (self._pose_keys() if self._is_umi else usual)
 
-    def _spec(self, rows: Rows) -> EmbodimentSpec:
+    def _spec(self, rows: Rows, fps: float) -> EmbodimentSpec:
         action_dim, state_dim = rows.dims
         robots = len(self._pose_keys()) // len(_POSE)
         poses = self._is_umi and self.config.action_key not in self._arrays and action_dim == 7 * robots
@@ -219,7 +257,7 @@ class UmiSource:
             action_dim=action_dim,
             state_dim=state_dim,
             views=tuple(self._views),
-            fps=self._fps,
+            fps=fps,
             action_rate=self._fps if action_dim else 0.0,
             action_names=names if poses else (),
             action_units=units(self.config.action_units, _POSE_UNITS * robots if poses else (), action_dim),
@@ -236,3 +274,13 @@ def _find(path: Path) -> list[Path]:
     elif not path.name.endswith(".zip"):
         return []
     return [p for p in candidates if p.exists() and f"{_ENDS}/.zarray" in open_store(p)]
+
+
+def _videos(buffer: Path) -> dict[int, dict[str, Path]]:
+    """Return the videos of each episode by camera, as the real robot of Diffusion Policy records: videos/<episode>/<camera>.mp4."""
+    folder = buffer.parent / "videos"
+    if not folder.is_dir():
+        return {}
+    numbered = sorted((int(p.name), p) for p in folder.iterdir() if p.is_dir() and p.name.isdecimal())
+    found = {number: {file.stem: file for file in sorted(path.glob("*.mp4"))} for number, path in numbered}
+    return {number: files for number, files in found.items() if files}

@@ -11,6 +11,7 @@ import pytest
 
 from data_pipelines.umi import UmiSource
 from data_pipelines.umi.chunks import decode_chunk
+from tests.unit.data_pipelines.lerobot_fixtures import write_mp4
 from tests.unit.data_pipelines.recording_fixtures import cut, frames, numbers, shown
 from wam_video.data.convert import convert
 from wam_video.data.encode import WriterConfig
@@ -102,6 +103,25 @@ def test_recorded_times_give_the_rate_and_an_unknown_one_must_be_given(tmp_path:
         UmiSource(root)
     write_array(root / "data/timestamp", 1000.0 + np.arange(sum(LENGTHS)) / 12.5, 7)
     assert next(iter(UmiSource(root).episodes())).embodiment.fps == 12.5
+
+
+def test_videos_beside_a_buffer_keep_their_own_rate(tmp_path: Path) -> None:
+    root = tmp_path / "replay_buffer.zarr"
+    write_array(root / "meta/episode_ends", np.cumsum(LENGTHS), 3)
+    write_array(root / "data/action", stacked(numbers, 6), 7)
+    write_array(root / "data/robot_eef_pose", stacked(numbers, 6), 7)
+    write_array(
+        root / "data/timestamp", np.concatenate([100.0 * e + np.arange(n) / 10 for e, n in enumerate(LENGTHS)]), 7
+    )
+    for e, length in enumerate(LENGTHS):
+        write_mp4(tmp_path / f"videos/{e}/0.mp4", list(frames(e, 3 * length)), fps=30)
+    cut(tmp_path / "videos/2/0.mp4")
+    assert detect(tmp_path) is UmiSource
+    _, second, third = UmiSource(tmp_path).episodes()
+    assert (second.embodiment.fps, second.embodiment.action_rate) == (30, 10)
+    assert len(second.views["camera_0"].times) == 16 and second.views["camera_0"].times[-1] == pytest.approx(0.5)
+    np.testing.assert_array_equal(second.actions, numbers(1, 5, 6))
+    assert isinstance(third, SkippedEpisode) and "videos/2/0.mp4" in third.reason
 
 
 @pytest.mark.parametrize("codec", [None, {"id": "zlib", "level": 1}, {"id": "gzip", "level": 1}, {"id": "zstd", "level": 3},
