@@ -5,7 +5,7 @@ fit it. All of it comes from seeds, in milliseconds.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,8 @@ class TinyConfig:
     video_prediction: PredictionType = "velocity"
     action_prediction: PredictionType = "velocity"
     residual_video: bool = False
+    model: dict[str, Any] = field(default_factory=dict)
+    """More arguments of `WAMTransformer`."""
     seed: int = 0
 
     @property
@@ -116,6 +118,7 @@ def tiny_transformer(config: TinyConfig, in_channels: int) -> WAMTransformer:
         video_prediction=config.video_prediction,
         action_prediction=config.action_prediction,
         residual_video=config.residual_video,
+        **config.model,
     )
     for parameter in transformer.parameters():
         if not parameter.any():

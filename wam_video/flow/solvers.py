@@ -65,6 +65,19 @@ class ClockPattern:
             actions=clock(self.actions_free, self.actions_held, point[1]),
         )
 
+    def part(self, frames: slice, actions: slice) -> "ClockPattern":
+        """Return the pattern of some of the frames and actions."""
+
+        def cut(held: Tensor | None, where: slice) -> Tensor | None:
+            return None if held is None else held[:, where]
+
+        return ClockPattern(
+            video_free=cut(self.video_free, frames),
+            video_held=cut(self.video_held, frames),
+            actions_free=cut(self.actions_free, actions),
+            actions_held=cut(self.actions_held, actions),
+        )
+
 
 Field = Callable[[State, Clocks], State]
 """A velocity field: the velocities of a state at its clocks, as a `State`."""

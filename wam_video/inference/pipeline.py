@@ -13,16 +13,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wam_video.data.processor import WAMProcessor
 from wam_video.errors import CheckpointError, ConfigError, WamError, one_of
-from wam_video.flow.modes import MODES, POLICY_PATHS, ModeSpec, get_mode, path_grid
+from wam_video.flow.modes import MODES, POLICY_PATHS, ModeSpec, get_mode
 from wam_video.flow.scheduler import WAMScheduler, check_policy_path, check_solver, guidance_scales
-from wam_video.flow.solvers import State, sample
+from wam_video.flow.solvers import State
 from wam_video.inference import loading
 from wam_video.inference.checks import check_components
+from wam_video.inference.chunks import run
 from wam_video.inference.inputs import Conditions, Request, batch_conditions, build_conditions
 from wam_video.inference.noise import Generators, make_generators
 from wam_video.inference.outputs import WAMOutput, fit, physical_actions
 from wam_video.inference.registration import register_components
-from wam_video.inference.sampling import Prepared, SamplingConfig, VelocityField, decode_future, prepare
+from wam_video.inference.sampling import Prepared, SamplingConfig, decode_future, prepare
 from wam_video.models.text import encode_text
 from wam_video.models.transformer import WAMTransformer
 from wam_video.models.video_codec import PixelCodec
@@ -227,18 +228,18 @@ class WAMPipeline(DiffusionPipeline):
         sampling = self._sampling(options)
         text, empty = self._text(conditions.prompts, options, sampling)
         generators = make_generators(options.generator, len(conditions))
-        prepared = prepare(self.vae, self.processor, conditions, spec, generators, self._execution_device)
-        field = VelocityField(self.transformer, prepared, text, empty, sampling.guidance)
-        grid = path_grid(spec, sampling.path)
-        with self.progress_bar(total=sampling.path.num_inference_steps) as bar:  # type: ignore[call-arg] - a static method
+        device = self._execution_device
+        prepared = prepare(self.vae, self.processor, conditions, spec, generators, self.transformer, device)
+        total = sampling.path.num_inference_steps * prepared.num_chunks
+        with self.progress_bar(total=total) as bar:  # type: ignore[call-arg] - a static method
 
-            def on_step(step: int, state: State) -> None:
+            def on_step(step: int, point: Float[Tensor, " 2"], state: State) -> None:
                 if options.callback_on_step_end is not None:
                     tensors = {"latents": state.video, "actions": state.actions}
-                    options.callback_on_step_end(self, step, grid[step + 1], tensors)
+                    options.callback_on_step_end(self, step, point, tensors)
                 bar.update()
 
-            end = sample(field, prepared.start, prepared.pattern, grid, solver=sampling.solver, on_step=on_step)
+            end = run(self.transformer, prepared, spec, (text, empty), sampling, on_step)
         output = self._output(end, prepared, conditions, spec if mode is not Mode.POLICY else MODES[mode], options)
         self.maybe_free_model_hooks()
         return output if chunk is None else fit(output, *chunk)

@@ -16,6 +16,7 @@ from wam_video.flow.solvers import ACTION_AXIS, LATENT_FRAME_AXIS, ClockPattern,
 from wam_video.inference.inputs import Conditions
 from wam_video.inference.noise import draw_noise
 from wam_video.models import video_codec
+from wam_video.models.chunks import chunk_ids
 from wam_video.models.transformer import WAMTransformer
 from wam_video.models.video_codec import Codec
 
@@ -47,6 +48,8 @@ class Prepared:
     """Latent frames that are context."""
     inputs: dict[str, Any]
     """What the network is told at every step besides the state, its clocks and the text."""
+    num_chunks: int = 1
+    """Chunks after the context, for a causal network."""
 
 
 def prepare(
@@ -55,21 +58,28 @@ def prepare(
     conditions: Conditions,
     spec: ModeSpec,
     generators: Sequence[torch.Generator],
+    transformer: WAMTransformer,
     device: torch.device,
 ) -> Prepared:
-    """Encode what is given, draw noise for the rest and say which token follows the path."""
+    """Encode what is given, draw noise for the rest and say which token follows the path.
+
+    Raises:
+        ConfigError: The window can't be cut into the network's chunks.
+    """
     encoded = video_codec.encode(codec, conditions.video.to(device))
     num_context = video_codec.num_latents(codec, conditions.num_context_frames)
     all_times = video_codec.latent_times(codec, conditions.frame_times)
     video_codec.num_latents(codec, conditions.frame_times.shape[1])
-    frames = num_context if spec.video is Role.ABSENT else all_times.shape[1]
+    rule, total = transformer.attention, all_times.shape[1]
+    ids = chunk_ids(rule, frames=total, num_context=num_context, actions=conditions.actions.shape[1])
+    frames = total if spec.video is not Role.ABSENT else num_context + (ids.count - 1) * rule.chunk_frames
     shape = (*encoded.shape[1:3], frames, *encoded.shape[4:])
     noise_video, noise_actions = draw_noise(generators, shape, tuple(conditions.actions.shape[1:]))
-    ids = processor.indices(conditions.embodiments)
+    bodies = processor.indices(conditions.embodiments)
     known = video_codec.latent_mask(codec, conditions.frame_mask).any(1)
     known = torch.nn.functional.pad(known, (0, frames - known.shape[1]))
     free = (torch.arange(frames) >= num_context) & (known if spec.video is Role.GIVEN else ~known)
-    actions = processor.normalize_actions(conditions.actions, ids)
+    actions = processor.normalize_actions(conditions.actions, bodies)
     pattern = ClockPattern(
         video_free=free.to(device),
         video_held=(~known).float().to(device),
@@ -87,13 +97,20 @@ def prepare(
     inputs = {
         "latent_times": all_times[:, :frames],
         "action_times": conditions.action_times,
-        "embodiment": ids,
-        "state": processor.normalize_state(conditions.state, ids),
+        "embodiment": bodies,
+        "state": processor.normalize_state(conditions.state, bodies),
         "state_mask": conditions.state_mask,
         "view_mask": None if bool(view_mask.all()) else view_mask,
     }
     inputs = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
-    return Prepared(start=start, pattern=pattern, encoded=encoded, num_context=num_context, inputs=inputs)
+    return Prepared(
+        start=start,
+        pattern=pattern,
+        encoded=encoded,
+        num_context=num_context,
+        inputs=inputs,
+        num_chunks=ids.count,
+    )
 
 
 class VelocityField:
@@ -102,27 +119,37 @@ class VelocityField:
     def __init__(
         self,
         transformer: WAMTransformer,
-        prepared: Prepared,
-        text: Float[Tensor, "b s dt"],
-        empty: Float[Tensor, "b s dt"] | None,
+        inputs: dict[str, Any],
+        text: Float[Tensor, "b s dt"] | None,
         guidance: tuple[float, float],
+        *,
+        guided: bool,
     ) -> None:
+        """Make the field.
+
+        Args:
+            transformer: The network.
+            inputs: What it is told at every step besides the state, its clocks and the text.
+            text: Encoded prompts, with guidance those of the unconditional samples after the others; None if a cache among
+                the inputs has them.
+            guidance: Scales for video and for actions.
+            guided: Whether the unconditional pass is needed.
+        """
         self.transformer = transformer
         self.guidance = guidance
-        self.guided = empty is not None and any(scale != 1 for scale in guidance)
+        self.guided = guided
         # The patch embedding is left alone by quantisation and layerwise casting: its type is that of the activations.
         self.dtype = transformer.patch_embedding.weight.dtype
-        self.inputs = dict(prepared.inputs, num_context=prepared.num_context)
-        if self.guided and empty is not None:
-            text = torch.cat([text, empty])
-            self.inputs = {k: torch.cat([v, v]) if isinstance(v, Tensor) else v for k, v in self.inputs.items()}
-        self.text = text.to(self.dtype)
+        self.inputs = inputs
+        if guided:
+            self.inputs = {k: twice(v) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+        self.text = None if text is None else text.to(self.dtype)
 
     def __call__(self, state: State, clocks: Clocks) -> State:
         """Return the velocity of `state` at `clocks`."""
         if not self.guided:
             return self._velocity(state, clocks)
-        both = self._velocity(_twice(state), Clocks(video=_cat(clocks.video), actions=_cat(clocks.actions)))
+        both = self._velocity(_double(state), Clocks(video=_cat(clocks.video), actions=_cat(clocks.actions)))
         conditional, unconditional = (
             State(video=_half(both.video, part), actions=_half(both.actions, part)) for part in (0, 1)
         )
@@ -140,13 +167,10 @@ class VelocityField:
             **self.inputs,
         )
         video_kind, action_kind = self.transformer.prediction_kinds
-        video = to_velocity(
-            prediction.video.float(),
-            state.video,
-            expand_clock(clocks.video, state.video, LATENT_FRAME_AXIS),
-            video_kind,
-        )
-        actions = None
+        video = actions = None
+        if prediction.video is not None:
+            clock = expand_clock(clocks.video, state.video, LATENT_FRAME_AXIS)
+            video = to_velocity(prediction.video.float(), state.video, clock, video_kind)
         if prediction.actions is not None and state.actions is not None and clocks.actions is not None:
             clock = expand_clock(clocks.actions, state.actions, ACTION_AXIS)
             actions = to_velocity(prediction.actions.float(), state.actions, clock, action_kind)
@@ -171,13 +195,18 @@ def decode_future(codec: Codec, prepared: Prepared, end: State, conditions: Cond
     return (((video.float() + 1) / 2) * has_view).transpose(2, 3)
 
 
+def twice(x: Tensor) -> Tensor:
+    """Return a batch and itself once more: conditional and unconditional samples."""
+    return torch.cat([x, x])
+
+
 def _cat(x: Tensor | None) -> Tensor | None:
-    return None if x is None else torch.cat([x, x])
+    return None if x is None else twice(x)
 
 
 def _half(x: Tensor | None, part: int) -> Tensor | None:
     return None if x is None else x.chunk(2)[part]
 
 
-def _twice(state: State) -> State:
+def _double(state: State) -> State:
     return State(video=_cat(state.video), actions=_cat(state.actions))
