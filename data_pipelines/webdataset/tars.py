@@ -1,8 +1,9 @@
 """Tars as sequences of samples: members with one name up to the first dot. Nothing is ever unpacked to disk."""
 
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 from wam_video.errors import DataError
@@ -32,36 +33,54 @@ def tar_files(path: Path) -> list[Path]:
 
 def read_samples(path: Path) -> Iterator[Sample | DataError]:
     """Yield the samples of a tar in order; where it can't be read on, the error is the last item."""
-    key, members, left_out, size = "", {}, [], 0
+    key = ""
     try:
         with tarfile.open(path, "r:") as tar:
-            for info in tar:
-                if not info.isreg():
-                    left_out += [] if info.isdir() else ["link"]
-                    continue
-                folder, slash, base = info.name.rpartition("/")
-                stem, _, suffix = base.partition(".")
-                if folder + slash + stem != key:
-                    if members or left_out:
-                        yield Sample(key=key, members=members, left_out=tuple(left_out))
-                    key, members, left_out, size = folder + slash + stem, {}, [], 0
-                kind = suffix.rpartition(".")[2].lower()
-                size += info.size
-                if kind not in _READ or size > MAX_SAMPLE_BYTES or suffix in members:
-                    left_out.append(kind if kind not in _READ else "too_large" if suffix not in members else "doubled")
-                    continue
-                content = tar.extractfile(info)
-                members[suffix] = content.read() if content else b""
-                if len(members[suffix]) != info.size:
-                    raise DataError(f"{path}: member {info.name!r} is cut off; the tar is truncated: copy it again")
+            for key, members in groupby((info for info in tar if not info.isdir()), lambda info: _split(info.name)[0]):
+                yield _sample(path, tar, key, members)
             end = tar.offset
-        if members or left_out:
-            yield Sample(key=key, members=members, left_out=tuple(left_out))
         _check_end(path, end)
     except DataError as error:
         yield error
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         yield DataError(f"{path}: the tar can't be read on after {key!r} ({error}); it is truncated: copy it again")
+
+
+def _sample(path: Path, tar: tarfile.TarFile, key: str, infos: Iterable[tarfile.TarInfo]) -> Sample:
+    """Read the members of one sample that are of a kind that is read."""
+    members: dict[str, bytes] = {}
+    left_out: list[str] = []
+    size = 0
+    for info in infos:
+        suffix = _split(info.name)[1]
+        size += info.size
+        if why := _reason(info, suffix, members, size):
+            left_out.append(why)
+            continue
+        content = tar.extractfile(info)
+        members[suffix] = content.read() if content else b""
+        if len(members[suffix]) != info.size:
+            raise DataError(f"{path}: member {info.name!r} is cut off; the tar is truncated: copy it again")
+    return Sample(key=key, members=members, left_out=tuple(left_out))
+
+
+def _reason(info: tarfile.TarInfo, suffix: str, members: Mapping[str, bytes], size: int) -> str:
+    """Return why a member is left out, or nothing."""
+    kind = suffix.rpartition(".")[2].lower()
+    if not info.isreg():
+        return "link"
+    if kind not in _READ:
+        return kind or "unnamed"
+    if suffix in members:
+        return "doubled"
+    return "too_large" if size > MAX_SAMPLE_BYTES else ""
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Return the key of a member, and what follows its first dot; dots of folders don't count."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, suffix = base.partition(".")
+    return folder + slash + stem, suffix
 
 
 def _check_end(path: Path, end: int) -> None:

@@ -79,8 +79,8 @@ def test_play_is_a_whole_recording_and_absolute_actions_are_an_option(tmp_path: 
     np.testing.assert_array_equal(episode.actions, numbers(0, 10, 7)[:9] + 2)
     assert episode.embodiment.action_units[:4] == ("m", "m", "m", "rad")
     assert "no_prompt" in episode.notes
-    with pytest.raises(ConfigError, match=r"windows is 'langage'.*Did you mean 'language'"):
-        CalvinSource(root, windows="langage")
+    with pytest.raises(ConfigError, match=r"windows is 'languages'.*Did you mean 'language'"):
+        CalvinSource(root, windows="languages")
     with pytest.raises(DataError, match="not readable as CALVIN's annotations"):
         CalvinSource(root, windows="language")
 
