@@ -17,7 +17,9 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from wam_video.errors import CheckpointError, ConfigError, one_of
+from wam_video.models.expert import ActionExpert
 from wam_video.models.layers import EmbodimentLinear
+from wam_video.models.masks import AttentionConfig
 
 Model = TypeVar("Model", bound=ModelMixin)
 
@@ -56,6 +58,7 @@ OURS: dict[str, tuple[Any, ...]] = {
 }
 """Options of ours that would make the video path another one than Wan's, with what they may be."""
 NEW = (
+    "expert.",
     "action_embedder.",
     "state_embedder.",
     "action_proj_out.",
@@ -67,7 +70,8 @@ NEW = (
 """Tensors that Wan does not have, by how their name starts (`side_gate`: ends).
 
 Maps of embodiments: variance 1 / (input width), the one that reads actions out zero. Registers: variance 1 / width. Gates,
-the vectors of views and the token of an unknown state: zero. So actions, state and registers leave the video as it was.
+the vectors of views and the token of an unknown state: zero. So actions, state and registers leave the video as it was. An
+expert: as its `init` says (`ActionExpert.reset_parameters`).
 """
 WAN22_LATENT_CHANNELS = 48
 """Of the video VAE of Wan2.2 TI2V 5B, which makes 24 frames a second; every other Wan makes 16."""
@@ -88,7 +92,7 @@ def load_wan(
         kind: `WAMTransformer`.
         repo_or_folder: A folder in diffusers' format, or a Hub id, of which only `subfolder` is fetched.
         options: Arguments of the network; those that the checkpoint settles must agree with it. Unless they say otherwise,
-            video sees actions through closed gates (`action_coupling="gated"`; "full" changes the video path) and
+            video that sees actions does so through closed gates (`action_coupling="gated"`; "full" changes the video path) and
             `rope_rate` is the checkpoint's latent frames a second: 4, or 6 for Wan2.2 TI2V 5B.
         subfolder: Of the transformer; Wan2.2 14B has a second one in `transformer_2`. None: the folder itself.
         torch_dtype: Of the weights; None: float32. What must stay in float32 does (`_keep_in_fp32_modules`).
@@ -127,7 +131,8 @@ def backbone_arguments(
 def _merged(kind: type, folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     arguments = wan_arguments(_read_json(folder / "config.json"), folder)
     _check_options(kind, options, arguments)
-    return arguments | {"action_coupling": "gated"} | dict(options)
+    seen = AttentionConfig.read(options.get("attention")).video_sees_actions
+    return arguments | {"action_coupling": "gated" if seen else "full"} | dict(options)
 
 
 def wan_arguments(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -280,6 +285,13 @@ def _initialise(model: nn.Module, dtype: torch.dtype | None, generator: torch.Ge
         if isinstance(module, EmbodimentLinear):
             module.to_empty(device="cpu").reset_parameters(generator)
             module.to(_dtype(kind, module_name, dtype))
+    expert = getattr(model, "expert", None)
+    if isinstance(expert, ActionExpert):
+        expert.to_empty(device="cpu").reset_parameters(
+            model if model.config["expert"]["init"] == "interpolate" else None, generator
+        )
+        for name, value in expert.named_parameters():
+            _place(expert, name, value.detach().to(_dtype(kind, name, dtype)))
     for name, value in list(model.named_parameters()):
         if value.is_meta:
             fresh = torch.zeros(value.shape)
