@@ -30,7 +30,7 @@ BEHAVIOURS: dict[str, Behaviour] = {
 
 _AFTERWARDS_S = 0.3
 """An episode goes on so long after its success."""
-_INTERRUPTION_S = (0.3, 1.2)
+_INTERRUPTION_S = (0.1, 0.8)
 """When an interrupted arm leaves its work, drawn between these."""
 _WANDERING_S = 0.8
 

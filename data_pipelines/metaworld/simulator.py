@@ -64,7 +64,8 @@ def _why_not(backend: str) -> str:
     )
     if done.returncode == 0:
         return ""
-    return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:160]
+    lines = [line for line in done.stderr.splitlines() if "Error" in line]
+    return (lines or [f"exit code {done.returncode}"])[0].strip()[:120]
 
 
 @lru_cache(maxsize=1)

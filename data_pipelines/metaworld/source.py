@@ -40,7 +40,7 @@ class MetaWorldConfig:
     """Steps of the benchmark (12.5 ms) for which an action is held."""
     noise: float = 0.0
     """Standard deviation of a smooth noise on every episode's motion; actions lie within -1 and 1."""
-    behaviours: tuple[str, ...] = ("expert=0.7", "noisy=0.15", "clumsy=0.05", "interrupted=0.1")
+    behaviours: tuple[str, ...] = ("expert=0.6", "noisy=0.15", "clumsy=0.1", "interrupted=0.15")
     """`name=weight` of those that take part; names are those of `episode.BEHAVIOURS`."""
     workers: int = 1
     """Processes that simulate and draw; 1 stays in this one."""

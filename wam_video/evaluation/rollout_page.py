@@ -246,7 +246,9 @@ def _walls(rollouts: Rollouts) -> Html:
         wall = el("div", *(_thumbnail(e, rollouts.action_rate) for e in shown), css="wall")
         title = f"{_label(p)}: {p.record['success']['successes']} of {len(p.episodes)}"
         body = join(wall, more)
-        parts.append(join(el("h3", title), body) if p.is_model else el("details", el("summary", title), body))
+        parts.append(
+            join(el("h3", title), body) if p.is_model or not parts else el("details", el("summary", title), body)
+        )
     text = "The last picture of each episode, in the order of the starts; green where it succeeded, with the seconds it took."
     return el("section", el("h2", "How every episode ended"), el("p", text), *parts, id="endings")
 
@@ -295,11 +297,11 @@ def _rate(c: Mapping[str, Any]) -> Html:
 
 
 def _over(o: Mapping[str, Any]) -> Html:
-    return join(
-        el("b", f"{100 * o['rate']:.0f} %"),
-        el("br"),
-        el("span", f"{100 * o['low']:.0f} to {100 * o['high']:.0f} %", css="note"),
+    known = o["low"] is not None
+    interval = (
+        f"{100 * o['low']:.0f} to {100 * o['high']:.0f} %" if known else "all tasks alike: no interval can be drawn"
     )
+    return join(el("b", f"{100 * o['rate']:.0f} %"), el("br"), el("span", interval, css="note"))
 
 
 def _film_name(played: Played, episode: Episode) -> str:

@@ -203,7 +203,9 @@ def _over_tasks(episodes: Sequence[Episode], tasks: Sequence[str]) -> dict[str, 
         return None
     sums = torch.tensor([[float(e.success_step is not None), 1.0] for e in episodes])
     found = estimate(sums, [e.job.task for e in episodes], lambda s: s[..., :1] / s[..., 1:], BootstrapConfig())[0]
-    return {"rate": found.value, "low": found.low, "high": found.high, "tasks": len(tasks)}
+    known = found.low != found.high  # all tasks alike: drawing them again says nothing of others
+    low, high = (found.low, found.high) if known else (None, None)
+    return {"rate": found.value, "low": low, "high": high, "tasks": len(tasks)}
 
 
 def _decision_times(agent: Agent) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def test_the_first_backend_that_draws_is_chosen_and_none_is_told(monkeypatch: py
 
 
 def test_frame_rates_that_do_not_divide_the_action_rate_are_refused() -> None:
-    assert MetaWorldConfig(fps=10.0).weights["expert"] == 0.7
+    assert MetaWorldConfig(fps=10.0).weights["expert"] == 0.6
     with pytest.raises(ConfigError, match="must be a multiple"):
         MetaWorldConfig(fps=15.0)
     with pytest.raises(ConfigError, match="behaviour of source"):
