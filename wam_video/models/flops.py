@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import torch
 from torch import nn
 
 from wam_video.errors import ConfigError
+from wam_video.models.masks import AttentionConfig, Modality, TokenMeta, dense_mask
 from wam_video.models.tokens import TokenLayout
 
 PARTS = {
@@ -72,6 +74,10 @@ class NetworkShape:
     patch_size: tuple[int, int, int]
     gated: bool
     """Whether video tokens see the others through a gate, in an attention of its own."""
+    hidden_dim: int = 0
+    """Hidden width of the maps of states in and of actions out; 0: they are linear."""
+    timed_actions: bool = False
+    """Whether actions are embedded by three maps that are told the clock."""
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "NetworkShape":
@@ -94,6 +100,8 @@ class NetworkShape:
             registers=config["num_registers"],
             patch_size=patch,
             gated=config.get("action_coupling") == "gated",
+            hidden_dim=config.get("embodiment_hidden_dim") or 0,
+            timed_actions=config.get("action_embedding") == "mlp_time",
         )
 
     def layout(self, *, views: int, grid: tuple[int, int, int], actions: int) -> TokenLayout:
@@ -119,6 +127,19 @@ class NetworkShape:
         )
 
     @property
+    def action_weights(self) -> tuple[int, int]:
+        """Weights that an action meets on its way in, and on its way out."""
+        into = self.features * self.action_dim * self.dim + (3 * self.dim**2 if self.timed_actions else 0)
+        hidden = self.hidden_dim
+        return into, hidden * (self.dim + self.action_dim) if hidden else self.dim * self.action_dim
+
+    @property
+    def state_weights(self) -> int:
+        """Weights that a state meets on its way in."""
+        inputs, hidden = self.features * self.state_dim, self.hidden_dim
+        return hidden * (inputs + self.dim) if hidden else inputs * self.dim
+
+    @property
     def block_weights(self) -> int:
         """Weights of a block's matrix products: two attentions of four each, and the feed-forward pair."""
         return 8 * self.dim**2 + 2 * self.dim * self.ffn_dim
@@ -142,8 +163,12 @@ class Call:
     """Tokens that are only keys and values, from a cache."""
     pairs: int | None = None
     """Query-key pairs that self-attention computes; None: every query sees the past and every other."""
-    state: bool = True
-    """Whether there is a state to embed."""
+    state: int = 1
+    """States to embed."""
+    clean_video: int = 0
+    """Video tokens that are not read out."""
+    clean_actions: int = 0
+    """Action tokens beside `actions` that are embedded, but not read out."""
     text_cached: bool = False
     """Whether the keys and values of text and image were computed before."""
 
@@ -208,11 +233,12 @@ def prefill(layout: TokenLayout, context: int, text: int, image: int = 0, *, fre
         video=new * layout.per_frame,
         others=0,
         actions=0,
-        slots=new + 1,
+        slots=new,
         text=text,
         image=image,
         past=(context - new) * layout.per_frame,
-        state=False,
+        state=0,
+        clean_video=new * layout.per_frame,
         text_cached=fresh is not None,
     )
 
@@ -232,38 +258,66 @@ def cached_step(layout: TokenLayout, context: int, text: int, image: int = 0) ->
     )
 
 
-def teacher_forced(layout: TokenLayout, chunk: int, text: int, image: int = 0) -> Call:
+def teacher_forced(
+    layout: TokenLayout, chunk: int, text: int, image: int = 0, *, rule: AttentionConfig | None = None, context: int = 1
+) -> Call:
     """Return the training call of a block-causal stream: clean history and noisy chunks side by side, no wasted token.
 
-    The first frame is given; then come chunks of `chunk` frames, each with the layout's actions, state and registers. A noisy
-    chunk sees itself and the clean frames before it; a clean chunk sees itself and those before; the last chunk needs no
-    clean copy and the first frame no noisy one. Only visible pairs are counted: a block mask skips the others.
+    `context` frames are given; then come chunks of `chunk` frames, each with the layout's actions, state and registers. The
+    last chunk needs no clean copy and the context no noisy one. Only visible pairs are counted: a block mask skips the others.
+
+    Args:
+        layout: The frames of the whole stream; actions, state and registers of one chunk.
+        chunk: Latent frames of a chunk.
+        text: Text tokens.
+        image: Image tokens.
+        rule: Who sees whom; None: the default rule of pattern causal.
+        context: Frames of chunk 0.
 
     Raises:
-        ConfigError: The frames are not one and a whole number of chunks.
+        ConfigError: The frames are not the context and a whole number of chunks.
     """
-    if chunk < 1 or layout.frames < 2 or (layout.frames - 1) % chunk:
+    rule = rule or AttentionConfig(pattern="causal", chunk_frames=chunk)
+    if chunk < 1 or layout.frames <= context or (layout.frames - context) % chunk:
         raise ConfigError(
-            f"a stream of {layout.frames} frames can't be cut into chunks of {chunk}; allowed: 1 + a multiple of the chunk"
+            f"a stream of {layout.frames} frames can't be cut into chunks of {chunk}; allowed: {context} + a multiple of the "
+            "chunk"
         )
-    chunks = (layout.frames - 1) // chunk
-    frame, extra = layout.per_frame, layout.num_tokens - layout.num_video
-    noisy = chunk * frame + extra
-    pairs = frame**2
-    for index in range(chunks):
-        before = frame * (1 + index * chunk)
-        pairs += noisy * (before + noisy)
-        if index < chunks - 1:
-            pairs += chunk * frame * (before + chunk * frame)
+    chunks = (layout.frames - context) // chunk
+    past_actions = layout.actions * (chunks - 1) if rule.action_history else 0
+    frames = context + (2 * chunks - 1) * chunk
     return Call(
-        video=frame * (1 + (2 * chunks - 1) * chunk),
-        others=chunks * extra,
+        video=layout.per_frame * frames,
+        others=chunks * layout.num_side + past_actions,
         actions=chunks * layout.actions,
-        slots=layout.frames - 1 + chunks * layout.actions + 1,
+        slots=frames + chunks * (layout.state + layout.actions) + past_actions + min(layout.registers, 1),
         text=text,
         image=image,
-        pairs=pairs,
+        pairs=_visible_pairs(layout, (context, chunk, chunks), rule),
+        state=chunks * layout.state,
+        clean_video=layout.per_frame * (chunks - 1) * chunk,
+        clean_actions=past_actions,
     )
+
+
+def _visible_pairs(layout: TokenLayout, cut: tuple[int, int, int], rule: AttentionConfig) -> int:
+    """Count the pairs that the rule leaves, group by group; `cut`: frames of the context and of a chunk, and chunks."""
+    context, size, chunks = cut
+    rows = [(0, Modality.VIDEO, 0, context * layout.per_frame)]
+    for chunk in range(1, chunks + 1):
+        video = size * layout.per_frame
+        if chunk < chunks:
+            rows.append((chunk, Modality.VIDEO, 0, video))
+            rows.append((chunk, Modality.ACTION, 0, layout.actions if rule.action_history else 0))
+        rows.append((chunk, Modality.VIDEO, 1, video))
+        rows.append((chunk, Modality.STATE, 1, layout.state))
+        rows.append((chunk, Modality.ACTION, 1, layout.actions))
+        rows.append((chunk, Modality.REGISTER, 1, layout.registers))
+    table = torch.tensor([[int(number) for number in row] for row in rows], device="cpu")
+    ones = torch.ones_like(table[:, 0])
+    meta = TokenMeta(*(field[None] for field in (table[:, 0], table[:, 1], table[:, 2], ones)))
+    seen = dense_mask(meta, meta, rule)[0, 0].long()
+    return int((table[:, 3, None] * seen * table[None, :, 3]).sum())
 
 
 def forward_flops(shape: NetworkShape, call: Call) -> Flops:
@@ -271,10 +325,11 @@ def forward_flops(shape: NetworkShape, call: Call) -> Flops:
     dim, layers = shape.dim, shape.layers
     query_weights = shape.block_weights - 2 * dim**2  # the context's keys and values are not computed from the queries
     context = 0 if call.text_cached else call.context
-    ends = call.video * dim * (shape.patch_in + shape.patch_out)
+    ends = call.video * dim * shape.patch_in + (call.video - call.clean_video) * dim * shape.patch_out
     ends += call.slots * (shape.freq_dim * dim + 7 * dim**2)
-    ends += call.actions * dim * shape.action_dim * (shape.features + 1)
-    ends += dim * shape.state_dim * shape.features if call.state else 0
+    into, out = shape.action_weights
+    ends += (call.actions + call.clean_actions) * into + call.actions * out
+    ends += call.state * shape.state_weights
     if not call.text_cached:
         ends += call.text * (shape.text_dim * dim + dim**2)
         ends += call.image * (shape.image_dim**2 + shape.image_dim * dim)

@@ -1,10 +1,13 @@
 """Counts on paper against what they count: the meta model's parameters, torch's counter, pairs counted one by one."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from wam_video.errors import ConfigError
+from wam_video.models.chunks import History, chunk_ids
 from wam_video.models.flops import (
     NetworkShape,
     cache_bytes,
@@ -15,6 +18,8 @@ from wam_video.models.flops import (
     teacher_forced,
     whole,
 )
+from wam_video.models.masks import AttentionConfig, Modality, TokenMeta, dense_mask, join_meta
+from wam_video.models.tokens import TokenLayout, side_meta, video_meta
 from wam_video.models.transformer import WAMTransformer
 
 BODIES = [{"name": "arm", "action_dim": 7, "state_dim": 9}, {"name": "hand", "action_dim": 3, "state_dim": 0}]
@@ -137,3 +142,115 @@ def test_latents_that_fill_no_whole_patch_are_refused() -> None:
     shape = NetworkShape.of(network().config)
     with pytest.raises(ConfigError, match="latent grid"):
         shape.layout(views=1, grid=(3, 5, 4), actions=0)
+
+
+RULES = [
+    {},
+    {"state_sees": "self", "chunk_frames": 2},
+    {"video_sees_actions": False, "actions_see_video": "observed"},
+    {"action_history": True, "window": 1, "sink_chunks": 1},
+]
+
+
+def causal_inputs(model: WAMTransformer, frames: int, actions: int, text: int) -> dict[str, object]:
+    """A window of chunks after one context frame, on the meta device."""
+    size = model.attention.chunk_frames
+    chunks = (frames - 1) // size
+    with torch.device("meta"):
+        times, clocks = torch.empty(1, chunks * actions), torch.empty(1, frames)
+        latents, given = torch.empty(1, 1, 16, frames, 4, 6), frames - size
+        keeps, past = model.attention.action_history, (chunks - 1) * actions
+        history = History(
+            latents=latents[:, :, :, 1:given],
+            t_video=clocks[:, 1:given],
+            times=clocks[:, 1:given],
+            first=1,
+            actions=torch.empty(1, past, 7) if keeps else None,
+            t_action=times[:, :past] if keeps else None,
+        )
+        return dict(
+            latents=latents,
+            t_video=clocks,
+            latent_times=clocks,
+            text_embeds=torch.empty(1, text, 48),
+            embodiment=torch.zeros(1, dtype=torch.long),
+            actions=torch.empty(1, chunks * actions, 7),
+            t_action=times,
+            action_times=times,
+            state=torch.empty(1, chunks, 9),
+            state_mask=torch.ones(1, chunks, 9, dtype=torch.bool),
+            history=history,
+        )
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("options", [{}, {"action_embedding": "mlp_time", "embodiment_hidden_dim": 24}])
+def test_a_teacher_forced_call_is_what_the_counter_counts(rule: dict[str, object], options: dict[str, object]) -> None:
+    attention = {"pattern": "causal", "chunk_frames": 1} | rule
+    model = network(attention=attention, num_views=1, num_layers=2, **options)
+    inputs = causal_inputs(model, frames=5, actions=6, text=12)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(**inputs)
+    shape = NetworkShape.of(model.config)
+    layout = shape.layout(views=1, grid=(5, 4, 6), actions=6)
+    call = teacher_forced(layout, model.attention.chunk_frames, 12, rule=model.attention)
+    everything = replace(call, pairs=None)  # what is invisible is computed too without a block mask
+    assert forward_flops(shape, everything).total == pytest.approx(counter.get_total_flops(), rel=0.01)
+    assert call.attended < everything.attended
+
+
+def test_cached_calls_are_what_the_counter_counts() -> None:
+    model = network(attention={"pattern": "causal", "chunk_frames": 2}, num_views=1, num_layers=2)
+    shape = NetworkShape.of(model.config)
+    layout = shape.layout(views=1, grid=(3, 4, 6), actions=6)
+    with torch.device("meta"):
+        frames = dict(latents=torch.empty(1, 1, 16, 1, 4, 6), t_video=torch.empty(1, 1), latent_times=torch.empty(1, 1))
+        body = torch.zeros(1, dtype=torch.long)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            cache = model.new_cache(
+                text_embeds=torch.empty(1, 12, 48), latent_shape=(1, 16, 4, 6), num_context=1, max_chunks=1
+            )
+            cache = model.observe(cache, embodiment=body, **frames)
+        assert forward_flops(shape, prefill(layout, 1, 12)).total == pytest.approx(counter.get_total_flops(), rel=0.01)
+        two = dict(latents=torch.empty(1, 1, 16, 2, 4, 6), t_video=torch.empty(1, 2), latent_times=torch.empty(1, 2))
+        times = torch.empty(1, 6)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(
+                **two,
+                embodiment=body,
+                actions=torch.empty(1, 6, 7),
+                t_action=times,
+                action_times=times,
+                state=torch.empty(1, 9),
+                state_mask=torch.ones(1, 9, dtype=torch.bool),
+                num_context=0,
+                cache=cache,
+            )
+    assert forward_flops(shape, cached_step(layout, 1, 12)).total == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_pairs_of_a_rule_are_those_of_its_mask(rule: dict[str, object]) -> None:
+    config = AttentionConfig.read({"pattern": "causal", "chunk_frames": 1} | rule)
+    layout = TokenLayout(views=1, frames=5, height=1, width=2, state=1, actions=2, registers=1)
+    tokens = _tokens(layout, config)
+    mask = dense_mask(tokens, tokens, config)
+    call = teacher_forced(layout, config.chunk_frames, 4, rule=config)
+    assert call.queries == mask.shape[-1] and call.attended == int(mask.sum())
+
+
+def _tokens(layout: TokenLayout, config: AttentionConfig) -> TokenMeta:
+    """The stream, token by token, as the network has it."""
+    ids = chunk_ids(config, frames=5, num_context=1, actions=layout.actions * (4 // config.chunk_frames))
+    clean = ids.frames[:, 1 : 5 - config.chunk_frames]
+    past = ids.actions[:, : (ids.count - 1) * layout.actions] if config.action_history else ids.actions[:, :0]
+    return join_meta(
+        [
+            video_meta(clean, torch.zeros_like(clean), None, 2, 1),
+            video_meta(ids.frames, ids.noisy, None, 2, 1),
+            side_meta(ids.chunks, Modality.STATE),
+            side_meta(past, Modality.ACTION, noisy=False),
+            side_meta(ids.actions, Modality.ACTION),
+            side_meta(ids.chunks, Modality.REGISTER),
+        ]
+    )
