@@ -9,6 +9,7 @@ pure map from uniform numbers, so it is the same on any device and any number of
 | `shared`       | one uniform clock for both (DreamZero, 2602.15922)                              |
 | `flash`        | t_video ~ Beta(7, 1), t_action uniform (DreamZero-Flash)                        |
 | `ordered`      | uniform on the triangle t_video >= t_action (X-WAM, 2604.26694)                 |
+| `asynchronous` | t_action uniform, t_video = t_action + (1 - t_action) Beta(1.5, 1) (X-WAM's code)    |
 | `logit_normal` | both sigmoid(N(0, 1)), independent (Esser et al. 2024, eq. 19)                  |
 """
 
@@ -23,7 +24,7 @@ from wam_video.errors import ConfigError, one_of
 from wam_video.flow.path import shift_time
 from wam_video.tensors import Mode
 
-DensityName = Literal["independent", "shared", "flash", "ordered", "logit_normal"]
+DensityName = Literal["independent", "shared", "flash", "ordered", "asynchronous", "logit_normal"]
 
 NUM_UNIFORMS = 4
 """Uniform numbers that one draw takes: region, start, and one for each clock."""
@@ -34,7 +35,7 @@ class DensityConfig:
     """A density over the square: an interior, the share of samples on each mode's own path, and at its start."""
 
     name: str = "independent"
-    """One of independent, shared, flash, ordered, logit_normal."""
+    """One of independent, shared, flash, ordered, asynchronous, logit_normal."""
     edges: dict[str, float] = field(default_factory=dict[str, float])
     """Share of samples drawn on the path of a mode: `{policy: 0.2, forward: 0.2}`; the rest lies in the interior."""
     start: float = 0.0
@@ -118,6 +119,8 @@ def _interior(name: str, u_video: Tensor, u_action: Tensor) -> tuple[Tensor, Ten
         return u_video.pow(1 / 7), u_action  # inverse of the Beta(7, 1) distribution function t^7
     if name == "ordered":
         return torch.maximum(u_video, u_action), torch.minimum(u_video, u_action)
+    if name == "asynchronous":
+        return u_action + (1 - u_action) * u_video.pow(1 / 1.5), u_action
     if name == "logit_normal":
         return _logit_normal(u_video), _logit_normal(u_action)
     return u_video, u_action

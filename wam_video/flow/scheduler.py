@@ -24,8 +24,11 @@ class WAMScheduler(SchedulerMixin, ConfigMixin):
         shift_video: Moves the video clock towards noise (`flow.path.shift_time`); 1 leaves it.
         shift_action: The same for actions.
         action_lead: Where both are generated, the actions are done after 1 / `action_lead` of the path.
+        video_steps: Where both are generated, so many more steps make the video before the actions begin; 0: side by side.
+        video_stop: Clock at which `policy_path` "joint" leaves the video that it imagines.
         guidance_scale: Classifier-free guidance by prompt, one number or `{"video": ..., "actions": ...}`; 1 is none.
-        policy_path: What `policy` does with the future video: `unknown`, `absent` or `joint`.
+        policy_path: What `policy` does with the future video: `unknown`, `absent` or `joint` (imagined as far as the actions
+            need it).
 
     Raises:
         ConfigError: A value is out of range.
@@ -41,6 +44,8 @@ class WAMScheduler(SchedulerMixin, ConfigMixin):
         shift_video: float = 1.0,
         shift_action: float = 1.0,
         action_lead: float = 1.0,
+        video_steps: int = 0,
+        video_stop: float = 0.0,
         guidance_scale: float | dict[str, float] = 1.0,
         policy_path: str = "unknown",
     ) -> None:
@@ -50,7 +55,12 @@ class WAMScheduler(SchedulerMixin, ConfigMixin):
         for what, shift in (("shift_video", shift_video), ("shift_action", shift_action)):
             if not shift > 0:
                 raise ConfigError(f"{what} is {shift}; allowed: above 0 (1 leaves the clock as it is)")
-        PathConfig(num_inference_steps=num_inference_steps, action_lead=action_lead)
+        PathConfig(
+            num_inference_steps=num_inference_steps,
+            action_lead=action_lead,
+            video_steps=video_steps,
+            video_stop=video_stop,
+        )
 
     def path(self, num_inference_steps: int | None = None) -> PathConfig:
         """Return how a path is cut, with the checkpoint's number of steps or the given one."""
@@ -61,6 +71,8 @@ class WAMScheduler(SchedulerMixin, ConfigMixin):
             shift_video=self.config["shift_video"],
             shift_action=self.config["shift_action"],
             action_lead=self.config["action_lead"],
+            video_steps=self.config["video_steps"],
+            video_stop=self.config["video_stop"],
         )
 
 

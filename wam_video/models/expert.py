@@ -31,9 +31,9 @@ class ExpertConfig:
     """The tower of actions, state and registers; its depth and heads are the trunk's."""
 
     dim: int
-    """Width of its tokens; even."""
+    """Width of its tokens; even. In a mapping `width` may stand for it: a share of the trunk's, which fits any trunk."""
     ffn_dim: int
-    """Hidden width of its feed-forward layers."""
+    """Hidden width of its feed-forward layers; in a mapping it may be left out: four times `dim`."""
     init: str = "random"
     """`random`, or `interpolate`: narrowed from the trunk's weights (`ActionExpert.reset_parameters`)."""
     cross_attention: bool = True
@@ -47,21 +47,34 @@ class ExpertConfig:
             raise ConfigError(one_of("model.expert.init", self.init, get_args(ExpertInit)))
 
     @classmethod
-    def read(cls, settings: Mapping[str, Any] | None) -> "ExpertConfig | None":
+    def read(cls, settings: Mapping[str, Any] | None, trunk: int) -> "ExpertConfig | None":
         """Return the configuration of a mapping, such as `expert` of a network's config.json; None: there is no expert.
+
+        Args:
+            settings: Fields of this class; or `width`, a share of the trunk's, instead of `dim`.
+            trunk: Width of the trunk.
 
         Raises:
             ConfigError: A key is unknown or missing, or a value not allowed.
         """
         if settings is None:
             return None
-        for key in settings:
-            if key not in signature(cls).parameters:
-                raise ConfigError(one_of("configuration key under model.expert.", key, signature(cls).parameters))
-        for key in ("dim", "ffn_dim"):
-            if key not in settings:
-                raise ConfigError(f"model.expert.{key} is missing; set it (FastWAM: dim 1024, ffn_dim 4096)")
-        return cls(**settings)
+        values, allowed = dict(settings), [*signature(cls).parameters, "width"]
+        for key in values:
+            if key not in allowed:
+                raise ConfigError(one_of("configuration key under model.expert.", key, allowed))
+        if ("dim" in values) == ("width" in values):
+            raise ConfigError(
+                f"model.expert has {'both' if 'dim' in values else 'neither'} dim and width; set one: dim (FastWAM: 1024), or "
+                "width, its share of the trunk's"
+            )
+        if "width" in values:
+            width = values.pop("width")
+            if not 0 < width <= 1:
+                raise ConfigError(f"model.expert.width is {width}; allowed: above 0 to 1, as a share of the trunk's")
+            values["dim"] = max(2 * round(trunk * width / 2), 2)
+        values.setdefault("ffn_dim", 4 * values["dim"])
+        return cls(**values)
 
 
 class ActionExpert(nn.Module):

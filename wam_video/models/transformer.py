@@ -86,8 +86,8 @@ class WAMTransformer(ObservesChunks, ModelMixin, ConfigMixin, PeftAdapterMixin, 
             takes the whole head dim, counted through the chunks (DreamZero).
         state_clock: "given": 0; "action": that of the first action of its chunk (DreamZero).
         action_norm_out: Normalise and modulate action tokens before they are read out, as video tokens are.
-        expert: A narrow tower for actions, state and registers beside the trunk (`expert.ExpertConfig`: dim, ffn_dim, init,
-            cross_attention); None: they go through the trunk.
+        expert: A narrow tower for actions, state and registers beside the trunk (`expert.ExpertConfig`: dim, or width as a
+            share of the trunk's; ffn_dim, init, cross_attention); None: they go through the trunk.
         eps: Of the norms.
     """
 
@@ -147,7 +147,7 @@ class WAMTransformer(ObservesChunks, ModelMixin, ConfigMixin, PeftAdapterMixin, 
                 "model.attention.action_history is true and model.action_coupling 'gated'; allowed with it: 'full', for "
                 "video would see old actions without a gate"
             )
-        tower = ExpertConfig.read(expert)
+        tower = ExpertConfig.read(expert, dim)
         side = dim if tower is None else tower.dim
         action_dims = [max(e["action_dim"], 1) for e in embodiments]
         state_dims = [max(e["state_dim"], 1) for e in embodiments]

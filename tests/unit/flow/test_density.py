@@ -68,3 +68,10 @@ def test_action_free_samples_have_unknown_actions_and_keep_a_spread_of_video_clo
 def test_bad_densities_are_refused_with_what_is_allowed(bad: dict) -> None:
     with pytest.raises(ConfigError, match="allowed"):
         DensityConfig(**bad)
+
+
+def test_asynchronous_actions_are_uniform_and_the_video_is_further_on_the_noisy_side() -> None:
+    video, action = draw(name="asynchronous")
+    rest = (video - action) / (1 - action)
+    assert (video >= action).all()
+    assert abs(action.mean() - 0.5) < 0.01 and abs(rest.mean() - 0.6) < 0.01  # the mean of Beta(1.5, 1)

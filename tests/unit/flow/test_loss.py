@@ -2,7 +2,7 @@
 
 import torch
 
-from wam_video.flow.loss import LossConfig, NoisySample, add_noise, loss_terms, video_weights
+from wam_video.flow.loss import LossConfig, NoisySample, add_noise, bell, loss_terms, video_weights
 from wam_video.flow.solvers import State
 from wam_video.tensors import Prediction
 
@@ -77,3 +77,18 @@ def test_moving_elements_weigh_more_and_masked_ones_nothing() -> None:
     weights = video_weights(LossConfig(motion_weight=6.0), s, num_context=2)
     assert weights[0, 0, :, 3, 0, 1].tolist() == [7.0, 1.0, 1.0]
     assert weights[..., 2, :, :].eq(1).all() and weights[..., :2, :, :].eq(0).all()
+
+
+def test_the_bell_has_the_published_weights() -> None:
+    clocks = torch.tensor([1.0, 0.99, 0.95, 0.9, 0.8, 0.5, 0.1])
+    expected = torch.tensor([0.0, 0.06, 0.32, 0.63, 1.21, 2.08, 0.64])
+    torch.testing.assert_close(bell(clocks), expected, atol=0.011, rtol=0)
+
+
+def test_the_bell_weighs_errors_by_their_clock_and_leaves_counts_alone() -> None:
+    s = sample(t_video=0.5, t_action=1.0)
+    prediction = Prediction(video=s.clean.video + 1, actions=s.clean.actions + 1)
+    plain, weighed = (terms(s, prediction, weighting=how) for how in ("uniform", "bell"))
+    torch.testing.assert_close(weighed.video_sum, plain.video_sum * bell(torch.tensor(0.5)))
+    assert (weighed.action_sum == 0).all() and (plain.action_sum > 0).all()
+    assert torch.equal(weighed.action_count, plain.action_count)

@@ -116,3 +116,26 @@ def test_guidance_scales_each_modality_on_its_own() -> None:
 def test_an_unknown_solver_is_refused() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'euler'"):
         sample(exponential, state(), pattern(), path_grid(MODES[Mode.JOINT], PathConfig()), solver="eular")
+
+
+def test_a_policy_that_imagines_stops_when_its_actions_are_done() -> None:
+    path = PathConfig(num_inference_steps=50, action_lead=5.0)
+    whole, policy = (path_grid(spec, path) for spec in (MODES[Mode.JOINT], POLICY_PATHS["joint"]))
+    assert len(policy) == 11 and torch.equal(policy, whole[:11])
+    assert policy[-1, 1] == 0 and policy[-1, 0] == 0.8
+
+
+def test_the_video_may_come_first_and_stay_unfinished_in_a_policy() -> None:
+    path = PathConfig(num_inference_steps=4, video_steps=2, video_stop=0.4)
+    policy = path_grid(POLICY_PATHS["joint"], path)
+    assert policy[:, 0].tolist() == pytest.approx([1, 0.7, 0.4, 0.4, 0.4, 0.4, 0.4])
+    assert policy[:, 1].tolist() == pytest.approx([1, 1, 1, 0.75, 0.5, 0.25, 0])
+    assert path_grid(MODES[Mode.JOINT], path)[2].tolist() == [0, 1]  # who asks for the video gets all of it
+    for mode in (Mode.POLICY, Mode.FORWARD, Mode.INVERSE, Mode.VIDEO):
+        assert torch.equal(path_grid(MODES[mode], path), path_grid(MODES[mode], PathConfig(num_inference_steps=4)))
+
+
+def test_an_imagined_video_may_stay_noisy_along_the_diagonal() -> None:
+    path = PathConfig(num_inference_steps=2, video_stop=0.8, shift_video=5.0)
+    assert path_grid(POLICY_PATHS["joint"], path)[:, 0].tolist() == pytest.approx([1, 0.8 + 0.2 * 5 / 6, 0.8])
+    assert path_grid(MODES[Mode.JOINT], path)[-1].tolist() == [0, 0]

@@ -9,7 +9,7 @@ from diffusers import WanTransformer3DModel
 
 from wam_video.errors import ConfigError
 from wam_video.models.chunks import History
-from wam_video.models.expert import narrowed
+from wam_video.models.expert import ExpertConfig, narrowed
 from wam_video.models.kv_cache import KVCache
 from wam_video.models.parts import part_of
 from wam_video.models.transformer import WAMTransformer
@@ -280,9 +280,17 @@ def test_a_wan_with_an_expert_keeps_its_video_to_the_bit(init: str, tmp_path: Pa
 def test_settings_of_an_expert_are_checked() -> None:
     for wrong, message in (
         ({"dim": 7, "ffn_dim": 8}, "model.expert.dim is 7"),
-        ({"dim": 8}, "model.expert.ffn_dim is missing"),
+        ({"ffn_dim": 8}, "neither dim and width"),
+        ({"dim": 8, "width": 0.5}, "both dim and width"),
+        ({"width": 3}, "model.expert.width is 3"),
         ({"dim": 8, "ffn_dim": 8, "init": "copy"}, "model.expert.init"),
-        ({"dim": 8, "ffn_dim": 8, "width": 3}, "under model.expert."),
+        ({"dim": 8, "ffn_dim": 8, "widht": 3}, "under model.expert."),
     ):
         with pytest.raises(ConfigError, match=message):
             WAMTransformer(expert=wrong)
+
+
+@pytest.mark.parametrize(("trunk", "dim"), [(3072, 1024), (128, 42), (5120, 1706)])
+def test_a_width_is_a_share_of_the_trunks(trunk: int, dim: int) -> None:
+    config = ExpertConfig.read({"width": 0.3333}, trunk)
+    assert config is not None and (config.dim, config.ffn_dim) == (dim, 4 * dim)
