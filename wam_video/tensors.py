@@ -58,6 +58,9 @@ class Batch:
     """`<sample key>@<frame>` of each window: the clip that it is cut from and the stored frame at time 0."""
     indices: Int[Tensor, " b"]
     """Global sample index of each window in the data order (a pure function of manifest, seed and index)."""
+    later_state: Float[Tensor, "b s ds"] | None = None
+    """The states at the start of later chunks, where windows have several (`num_states`); modes do not read them."""
+    later_state_mask: Bool[Tensor, "b s ds"] | None = None
 
     def __len__(self) -> int:
         return self.video.shape[0]

@@ -130,6 +130,7 @@ class WindowDataset:
             prompts.append(self._prompt(decoded.info.get("prompts") or [""], int(index)))
         actions, action_mask = self._pad_actions(windows)
         state, state_mask = self._pad_state(windows)
+        later = self._pad_later_states(windows)
         video = rearrange(torch.from_numpy(np.stack([w.video for w in windows])), "b v f h w c -> b v c f h w")
         times = np.broadcast_to(config.frame_times().astype(np.float32), (len(windows), config.num_frames))
         return Batch(
@@ -144,6 +145,8 @@ class WindowDataset:
             ),
             state=torch.from_numpy(state),
             state_mask=torch.from_numpy(state_mask),
+            later_state=later and later[0],
+            later_state_mask=later and later[1],
             prompts=tuple(prompts),
             embodiments=tuple(spec.name for spec in specs),
             datasets=tuple(self._sets[d].name for d, _, _ in places),
@@ -235,6 +238,18 @@ class WindowDataset:
             if window.state is not None:
                 state[row, : len(window.state)], mask[row, : len(window.state)] = window.state, True
         return state, mask
+
+    def _pad_later_states(self, windows: Sequence[Window]) -> tuple[torch.Tensor, torch.Tensor] | None:
+        count = self.config.window.num_states - 1
+        if count == 0:
+            return None
+        state = np.zeros((len(windows), count, self._width["state"]), np.float32)
+        mask = np.zeros(state.shape, np.bool_)
+        for row, window in enumerate(windows):
+            if window.later_states is not None:
+                found, dims = window.later_states.shape
+                state[row, :found, :dims], mask[row, :found, :dims] = window.later_states, True
+        return torch.from_numpy(state), torch.from_numpy(mask)
 
     def _prompt(self, prompts: Sequence[str], index: int) -> str:
         if not self.shuffle or len(prompts) == 1:

@@ -34,6 +34,9 @@ class WindowConfig:
     """Action steps from time 0 on, at each embodiment's own rate."""
     action_horizons: dict[str, int] = field(default_factory=dict)
     """Embodiment -> a shorter horizon; its other steps are masked."""
+    num_states: int = 1
+    """States: that at time 0, and those that divide the action horizon evenly after it, one for each chunk of a causal
+    network."""
     max_views: int = 1
     """The first so many views of each embodiment; absent ones are masked."""
     height: int | None = None
@@ -45,6 +48,7 @@ class WindowConfig:
             ("num_context_frames", self.num_context_frames, 1),
             ("num_future_frames", self.num_future_frames, 0),
             ("action_horizon", self.action_horizon, 1),
+            ("num_states", self.num_states, 1),
             ("max_views", self.max_views, 1),
             ("height", 1 if self.height is None else self.height, 1),
             ("width", 1 if self.width is None else self.width, 1),
@@ -57,6 +61,10 @@ class WindowConfig:
         if (self.height is None) != (self.width is None):
             raise ConfigError(
                 f"window height is {self.height}, width is {self.width}; give both, or neither for the stored size"
+            )
+        if self.action_horizon % self.num_states:
+            raise ConfigError(
+                f"window num_states is {self.num_states}; allowed: divisors of action_horizon ({self.action_horizon})"
             )
         for name, horizon in self.action_horizons.items():
             if not 0 <= horizon <= self.action_horizon:
@@ -102,6 +110,8 @@ class Window:
     actions: Float[np.ndarray, "ta da"]
     action_mask: Bool[np.ndarray, "ta da"]
     state: Float[np.ndarray, " ds"] | None
+    later_states: Float[np.ndarray, "s ds"] | None = None
+    """The other states of `num_states`; fewer where the clip ends."""
 
 
 def anchors(num_frames: int, num_actions: int, spec: EmbodimentSpec, config: WindowConfig) -> Int[np.ndarray, " n"]:
@@ -153,5 +163,11 @@ def cut_window(clip: Clip, anchor: int, config: WindowConfig, views: Sequence[st
     start = int(action_at(anchor, fps, info["action_rate"])[0]) if clip.actions is not None else 0
     allowed = config.action_horizons.get(info["embodiment"])
     actions, action_mask = cut_chunk(clip.actions, start, config.action_horizon, allowed)
-    state = None if clip.state is None else clip.state[min(start, len(clip.state) - 1)]
-    return Window(video=video, frame_mask=mask, actions=actions, action_mask=action_mask, state=state)
+    state = later = None
+    if clip.state is not None:
+        state = clip.state[min(start, len(clip.state) - 1)]
+        each = config.action_horizon // config.num_states
+        later = clip.state[start + each : start + config.action_horizon : each]
+    return Window(
+        video=video, frame_mask=mask, actions=actions, action_mask=action_mask, state=state, later_states=later
+    )

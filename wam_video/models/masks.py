@@ -199,7 +199,10 @@ def block_mask(query: TokenMeta, key: TokenMeta, rule: AttentionConfig) -> Block
     query, key = (TokenMeta(*(field.expand(rows, -1) for field in meta)) for meta in (query, key))
 
     def sees(b: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return visible(TokenMeta(*(field[b, q] for field in query)), TokenMeta(*(field[b, k] for field in key)), rule)
+        row = b if rows > 1 else b * 0  # one row stands for all samples
+        return visible(
+            TokenMeta(*(field[row, q] for field in query)), TokenMeta(*(field[row, k] for field in key)), rule
+        )
 
     device = query.chunk.device
     return create_block_mask(
@@ -270,7 +273,7 @@ def _with_blind(query: TokenMeta, key: TokenMeta, rule: AttentionConfig, *, flex
         return pairs
 
     def sees(b: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return pairs[b, 0, q, k]
+        return pairs[b if pairs.shape[0] > 1 else b * 0, 0, q, k]
 
     rows, _, queries, keys = pairs.shape
     return create_block_mask(sees, rows if rows > 1 else None, None, queries, keys, device=pairs.device)

@@ -55,8 +55,9 @@ class TrainingSample:
     t_action: Float[Tensor, " b"]
     latent_times: Float[Tensor, "b t"]
     action_times: Float[Tensor, "b ta"]
-    state: Float[Tensor, "b ds"]
-    state_mask: Bool[Tensor, "b ds"]
+    state: Float[Tensor, "b *s ds"]
+    """At time 0, or at the start of each chunk."""
+    state_mask: Bool[Tensor, "b *s ds"]
     embodiment: Int[Tensor, " b"]
     view_mask: Bool[Tensor, "b v"] | None
     num_context: int
@@ -179,19 +180,28 @@ class Sampler:
         embodiment = self._processor.indices(batch.embodiments)
         actions = self._processor.normalize_actions(batch.actions, embodiment)
         actions = torch.where(batch.action_mask, actions, torch.zeros_like(actions))
-        state = self._processor.normalize_state(batch.state, embodiment)
+        state, state_mask = self._states(batch, embodiment)
         view_mask = batch.frame_mask.any(dim=-1)
         facts = {
             "frame_mask": latent_mask(self._codec, batch.frame_mask),
             "latent_times": latent_times(self._codec, batch.frame_times),
             "action_times": batch.action_times,
-            "state": torch.where(batch.state_mask, state, torch.zeros_like(state)),
-            "state_mask": batch.state_mask,
+            "state": torch.where(state_mask, state, torch.zeros_like(state)),
+            "state_mask": state_mask,
             "embodiment": embodiment,
             "view_mask": None if bool(view_mask.all()) else view_mask,
         }
         latents = encode(self._codec, to_unit_range(batch.video.to(device)))
         return State(video=latents, actions=actions.to(device)), facts
+
+    def _states(self, batch: Batch, embodiment: Int[Tensor, " b"]) -> tuple[Tensor, Tensor]:
+        """Return the state at time 0; for a causal network also those of later chunks, if the windows have them."""
+        state = self._processor.normalize_state(batch.state, embodiment)
+        if batch.later_state is None or batch.later_state_mask is None or not self._config.attention.causal:
+            return state, batch.state_mask
+        later = [self._processor.normalize_state(row, embodiment) for row in batch.later_state.unbind(1)]
+        mask = torch.cat([batch.state_mask[:, None], batch.later_state_mask], dim=1)
+        return torch.stack([state, *later], dim=1), mask
 
     def _chunks(self, clean: State, num_context: int) -> ChunkIds:
         frames = 0 if clean.video is None else clean.video.shape[LATENT_FRAME_AXIS]

@@ -55,6 +55,17 @@ def test_a_window_in_the_middle_is_exact():
     assert window.state.tolist() == [116, 116]
 
 
+def test_later_states_are_those_at_the_start_of_later_chunks():
+    config = replace(CONFIG, num_states=3)
+    assert cut_window(make_clip(), 8, config).later_states[:, 0].tolist() == [118, 120]
+    assert cut_window(make_clip(), 18, config).later_states[:, 0].tolist() == [138, 140]
+    assert cut_window(make_clip(), 19, config).later_states[:, 0].tolist() == [140]  # the clip ends with state 40
+    assert len(cut_window(make_clip(), 8, CONFIG).later_states) == 0
+    assert cut_window(make_clip(actions=0), 5, config).later_states is None
+    with pytest.raises(ConfigError, match="num_states"):
+        replace(CONFIG, num_states=4)
+
+
 def test_frames_before_the_clip_are_zero_and_masked():
     window = cut_window(make_clip(), 2, CONFIG)
     assert seen(window) == [0, 1, 3, 7, 11]

@@ -267,3 +267,18 @@ def test_what_does_not_fit_is_refused() -> None:
     bidirectional = WAMTransformer(text_dim=16, num_layers=1)
     with pytest.raises(ConfigError, match="causal"):
         start(bidirectional, w)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{}, {"action_coupling": "gated"}])
+def test_flex_attention_gives_what_the_dense_mask_gives(options: dict[str, Any]) -> None:
+    model, w = network({"state_sees": "self", "window": 2, "sink_chunks": 1}, **options), window()
+    dense = forced(model, w)
+    cache = observe(model, observe(model, start(model, w), w, 0), w, 1)
+    read = predict(model, cache, w, 2)
+    model.set_attention_backend("flex")
+    flex = forced(model, w)
+    torch.testing.assert_close(flex.video, dense.video, atol=1e-5, rtol=0)
+    torch.testing.assert_close(flex.actions, dense.actions, atol=1e-5, rtol=0)
+    cache = observe(model, observe(model, start(model, w), w, 0), w, 1)
+    torch.testing.assert_close(predict(model, cache, w, 2).actions, read.actions, atol=1e-5, rtol=0)

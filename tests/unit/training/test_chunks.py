@@ -1,5 +1,6 @@
 """Windows cut into chunks: clocks of their own, clean copies of what later chunks read, and a run that trains on them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +100,16 @@ def test_a_causal_run_learns(tmp_path: Path, rule: dict[str, Any]) -> None:
     after = dict(trainer.parts.transformer.named_parameters())
     assert trainer.progress.step == 6 and all(bool(p.isfinite().all()) for p in after.values())
     assert all(not torch.equal(p, before[name]) for name, p in after.items() if "attn1.to_k" in name)
+
+
+def test_later_chunks_have_the_state_at_their_start() -> None:
+    batch = FakeFeed().batch([0, 1, 2, 3])
+    later = torch.full((4, 1, batch.state.shape[1]), 0.25)
+    known = batch.state_mask[:, None].clone()
+    known[0] = False
+    with_later = replace(batch, later_state=later, later_state_mask=known)
+    sample = sampler()(with_later, CPU)
+    assert sample.state.shape[1] == 2 and torch.equal(sample.state[:, 0], sampler()(batch, CPU).state)
+    assert sample.state[0, 1].eq(0).all() and sample.state[1, 1].ne(0).any()
+    none = sampler({"pattern": "bidirectional"})(with_later, CPU)
+    assert none.state.ndim == 2  # one chunk has one state
