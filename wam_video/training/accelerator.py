@@ -119,9 +119,9 @@ class Engine:
         else:
             self._wrapped = self._accelerator.prepare(module)
 
-    def forward(self, *args: Any) -> Any:
+    def forward(self, *args: Any, **named: Any) -> Any:
         """Run the wrapped module."""
-        return self._wrapped(*args)
+        return self._wrapped(*args, **named)
 
     @contextmanager
     def micro_batch(self, *, last: bool) -> Iterator[None]:

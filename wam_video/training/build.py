@@ -23,6 +23,7 @@ from wam_video.data.schema import EmbodimentSpec
 from wam_video.data.windows import WindowConfig
 from wam_video.errors import CheckpointError, ConfigError
 from wam_video.models.backbones import backbone_arguments
+from wam_video.models.teacher import TeacherHead, read_block
 from wam_video.models.text import build_byte_t5, encode_text
 from wam_video.models.transformer import WAMTransformer
 from wam_video.models.video_codec import Codec, PixelCodec, latent_channels, num_latents, spatial_factor
@@ -52,16 +53,29 @@ class Exporter(Protocol):
 class TrainingModule(nn.Module):
     """The trained parts as one module, which is what a distributed engine wraps."""
 
-    def __init__(self, parts: Parts, *, train_text: bool) -> None:
+    def __init__(self, parts: Parts, *, train_text: bool, head: TeacherHead | None = None) -> None:
         super().__init__()
         self.transformer = parts.transformer
         self.text_encoder: PreTrainedModel | None = parts.text_encoder if train_text else None
+        self.head = head
         self._tokenizer = parts.tokenizer
 
-    def forward(
+    def forward(self, sample: TrainingSample, *, taught: bool = False) -> tuple[Tensor | None, ...]:
+        """Predict the video and the actions of a noisy sample; a tuple, for DeepSpeed finds tensors in nothing richer.
+
+        With `taught` there is a third thing in it: what the head makes of the video tokens, `b v t h w d`.
+        """
+        if not taught:
+            return self._predict(sample)
+        if self.head is None:
+            raise ValueError("nothing is taught without a head")
+        with read_block(self.transformer, self.transformer.blocks[self.head.block]) as reading:
+            video, actions = self._predict(sample)
+        return video, actions, self.head(reading.video_tokens(self.transformer.config["patch_size"]))
+
+    def _predict(
         self, sample: TrainingSample
     ) -> tuple[Float[Tensor, "b v c t h w"] | None, Float[Tensor, "b ta da"] | None]:
-        """Predict the video and the actions of a noisy sample; a tuple, for DeepSpeed finds tensors in nothing richer."""
         dtype = self.transformer.proj_out.weight.dtype
         text = self._encode(sample.prompts) if sample.text_embeds is None else sample.text_embeds
         noisy = sample.noisy
@@ -161,7 +175,10 @@ def build_on_meta(config: TrainConfig, embodiments: Mapping[str, EmbodimentSpec]
     if config.backbone is not None:
         arguments = backbone_arguments(WAMTransformer, config.backbone, arguments)
     with torch.device("meta"):
-        return WAMTransformer(**arguments)
+        transformer = WAMTransformer(**arguments)
+    if config.teacher.kind != "none":
+        config.teacher.block(len(transformer.blocks))
+    return transformer
 
 
 def _wan_channels(codec: CodecConfig) -> int:

@@ -10,6 +10,7 @@ from wam_video.errors import ConfigError, one_of
 from wam_video.flow.density import DensityConfig
 from wam_video.flow.loss import LossConfig
 from wam_video.flow.scheduler import WAMScheduler
+from wam_video.models.teacher import TeacherConfig
 from wam_video.models.transformer import WAMTransformer
 
 DERIVED_MODEL_KEYS = ("embodiments", "num_views", "in_channels", "text_dim")
@@ -153,6 +154,7 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
     backbone: str | None = None
     """Folder or hub id, in diffusers' format, of the Wan network that the run starts from; its shape need not be set again."""
     init_from: str | None = None

@@ -12,17 +12,22 @@ from torch import Tensor
 
 from wam_video.errors import ConfigError, MissingDependencyError
 from wam_video.flow.loss import LossTerms
+from wam_video.models.teacher import AlignmentTerms
 from wam_video.training.sample import TrainingSample
 
 REGIONS = (
     *("loss_video", "loss_forward", "loss_video_only", "loss_joint_video"),
     *("loss_action", "loss_policy", "loss_inverse", "loss_joint_action"),
+    *("loss_teacher", "teacher_cosine", "teacher_cosine_shuffled"),
 )
 """Mean errors by region of the noise square: video in all, with the actions given (t_action = 0), with them unknown (1), between;
-actions in all, with the future video unknown or absent (t_video = 1), with it given (0), between."""
+actions in all, with the future video unknown or absent (t_video = 1), with it given (0), between. And a teacher's loss, which is
+the negative cosine, the cosine itself, and its control, the cosine with the features of another sample."""
 
 
-def region_sums(sample: TrainingSample, terms: LossTerms) -> Float[Tensor, "2 regions"]:
+def region_sums(
+    sample: TrainingSample, terms: LossTerms, alignment: AlignmentTerms | None = None
+) -> Float[Tensor, "2 regions"]:
     """Return the sums of errors and of their weights in each region, on the device and without a gradient."""
     t_video, t_action = sample.t_video, sample.t_action
     everywhere = torch.ones_like(t_video)
@@ -32,7 +37,15 @@ def region_sums(sample: TrainingSample, terms: LossTerms) -> Float[Tensor, "2 re
     action = torch.stack([everywhere, unknown_video, given_video, everywhere - given_video - unknown_video])
     video_rows = torch.stack([terms.video_sum.detach(), terms.video_count])
     action_rows = torch.stack([terms.action_sum.detach(), terms.action_count])
-    return torch.cat([video_rows @ video.T, action_rows @ action.T], dim=1)
+    return torch.cat([video_rows @ video.T, action_rows @ action.T, _teacher_sums(t_video, alignment)], dim=1)
+
+
+def _teacher_sums(like: Tensor, terms: AlignmentTerms | None) -> Float[Tensor, "2 3"]:
+    if terms is None:
+        return like.new_zeros(2, 3)
+    cosine = terms.cosine_sum.detach()
+    sums, counts = [-cosine, cosine, terms.shuffled_sum], [terms.count, terms.count, terms.shuffled_count]
+    return torch.stack([torch.stack(sums), torch.stack(counts)])
 
 
 def region_means(sums: Float[Tensor, "2 regions"]) -> dict[str, float]:

@@ -10,9 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from wam_video.config import to_dict
-from wam_video.errors import DataError
+from wam_video.errors import CheckpointError, DataError
 from wam_video.flow.loss import LossTerms, loss_terms
 from wam_video.log import get_logger
+from wam_video.models.teacher import AlignmentTerms
 from wam_video.tensors import Batch, Prediction
 from wam_video.training import checkpoint, state
 from wam_video.training.accelerator import Engine
@@ -24,6 +25,7 @@ from wam_video.training.metrics import REGIONS, Tracker, region_sums
 from wam_video.training.optim import build_optimizer, learning_rate, set_learning_rate
 from wam_video.training.run import Callback, StepResult
 from wam_video.training.sample import Sampler, SamplerConfig, TextCache, TrainingSample, is_video_absent
+from wam_video.training.teacher import Lesson, Teacher
 
 _LOG = get_logger(__name__)
 
@@ -57,7 +59,8 @@ class Trainer:
         self._validation: list[Batch] | None = None
         processor = feed.processor(config.normalization)
         self.parts: Parts = build_parts(config, feed.embodiments, processor)
-        module = TrainingModule(self.parts, train_text=config.text.train).to(engine.device).train()
+        self.teacher, head = Teacher.build(config, self.parts, engine.device)
+        module = TrainingModule(self.parts, train_text=config.text.train, head=head).to(engine.device).train()
         self.parts.text_encoder.eval()  # trained or not: dropout would tie a step's bits to the global random state
         self.parts.codec.to(engine.device)  # type: ignore[arg-type]
         self.parts.text_encoder.to(engine.device)  # type: ignore[arg-type]
@@ -73,7 +76,11 @@ class Trainer:
             None if config.text.train else TextCache(self.parts.tokenizer, self.parts.text_encoder),
         )
         self._store = checkpoint.CheckpointStore(self.output / "checkpoints", keep_last=config.keep_last)
-        self._facts = {"config": to_dict(config), "data": {"stats_hash": processor.config["stats_hash"]}}
+        self._facts: dict[str, Any] = {
+            "config": to_dict(config),
+            "data": {"stats_hash": processor.config["stats_hash"]},
+        }
+        self._facts["teacher"] = self.teacher and self.teacher.fingerprint
         self._resume()
         self.start_step = self.progress.step
 
@@ -132,49 +139,61 @@ class Trainer:
     def _step(self, batches: Iterator[Batch]) -> StepResult | None:
         """Do one optimizer step; None if it is time to stop, for which one process's word is enough."""
         step = self.progress.step
-        samples, wait_s = self._samples(batches, step)
+        samples, lessons, wait_s = self._samples(batches, step)
+        taught = sum(lesson.count for lesson in lessons if lesson is not None)
         counts = torch.stack([torch.stack([s.video_count.sum(), s.action_count.sum()]) for s in samples]).sum(dim=0)
+        counts = torch.cat([counts, counts.new_zeros(1) + taught])
         wishes = counts.new_tensor([float(self._is_time_up()), float(self._should_stop())])
-        counts, wishes = self.engine.sum(torch.cat([counts, wishes])).split(2)
+        counts, wishes = self.engine.sum(torch.cat([counts, wishes])).split([3, 2])
         time_is_up, self.interrupted = (wishes > 0).tolist()
         if time_is_up or self.interrupted:
             return None
         lr = learning_rate(self.config.optim, step, self.config.steps)
         set_learning_rate(self.engine.optimizer, lr)
         regions = torch.zeros(2, len(REGIONS), device=self.engine.device)
-        for number, sample in enumerate(samples):
-            regions += self._accumulate(sample, counts, last=number == len(samples) - 1)
+        for number, (sample, lesson) in enumerate(zip(samples, lessons, strict=True)):
+            regions += self._accumulate(sample, lesson, counts, last=number == len(samples) - 1)
         applied, norm = self.engine.update()
         if applied:
             self.ema.update(step)
         self._count_step(applied, samples, norm)
         return StepResult(step=step + 1, regions=regions, grad_norm=norm, lr=lr, applied=applied, wait_s=wait_s)
 
-    def _samples(self, batches: Iterator[Batch], step: int) -> tuple[list[TrainingSample], float]:
+    def _samples(self, batches: Iterator[Batch], step: int) -> tuple[list[TrainingSample], list[Lesson | None], float]:
         """Make all the samples of a step, for their counts are needed before the first is used."""
         absent = is_video_absent(self.config.density, self.config.seed, step)
-        samples, wait_s = [], 0.0
+        samples, lessons, wait_s = [], [], 0.0
         for _ in range(self.config.grad_accum):
             before = time.perf_counter()
             batch = next(batches)
             wait_s += time.perf_counter() - before
             samples.append(self.sampler(batch, self.engine.device, absent_video=absent))
-        return samples, wait_s
+            with torch.autocast(self.engine.device.type, torch.bfloat16, enabled=self.engine.precision == "bf16"):
+                lessons.append(self.teacher and self.teacher(batch, samples[-1]))
+        return samples, lessons, wait_s
 
-    def _accumulate(self, sample: TrainingSample, counts: Float[Tensor, " 2"], *, last: bool) -> Tensor:
+    def _accumulate(
+        self, sample: TrainingSample, lesson: Lesson | None, counts: Float[Tensor, " 3"], *, last: bool
+    ) -> Tensor:
         """Add the gradient of one micro-batch and return its sums by region."""
         kinds = self.parts.transformer.prediction_kinds
         with self.engine.micro_batch(last=last):
-            video, actions = self.engine.forward(sample)
+            video, actions, *predicted = self.engine.forward(sample, taught=lesson is not None)
             prediction = Prediction(video=video, actions=actions)
             terms = loss_terms(self.config.loss, prediction, sample.noisy, kinds, sample.num_context)
-            self.engine.backward(self._loss(terms, counts), last=last)
-        return region_sums(sample, terms)
+            alignment = None if lesson is None else lesson.terms(predicted[0])
+            self.engine.backward(self._loss(terms, alignment, counts), last=last)
+        return region_sums(sample, terms, alignment)
 
-    def _loss(self, terms: LossTerms, counts: Float[Tensor, " 2"]) -> Tensor:
+    def _loss(self, terms: LossTerms, alignment: AlignmentTerms | None, counts: Float[Tensor, " 3"]) -> Tensor:
         """Return a micro-batch's share of the step's loss: sums over the counts of the whole step."""
         video = self.config.loss.video_weight * terms.video_sum.sum() / counts[0].clamp(min=1)
-        return video + self.config.loss.action_weight * terms.action_sum.sum() / counts[1].clamp(min=1)
+        loss = video + self.config.loss.action_weight * terms.action_sum.sum() / counts[1].clamp(min=1)
+        return (
+            loss
+            if alignment is None
+            else loss - self.config.teacher.weight * alignment.cosine_sum / counts[2].clamp(min=1)
+        )
 
     def _count_step(self, applied: bool, samples: list[TrainingSample], norm: float) -> None:
         self.progress.step += 1
@@ -202,6 +221,11 @@ class Trainer:
             raise DataError(
                 f"the data of {str(self.output)!r} have changed: statistics {saved['data']['stats_hash']} then, "
                 f"{self._facts['data']['stats_hash']} now; put them back or give another output_dir"
+            )
+        if saved.get("teacher") != self._facts["teacher"]:
+            raise CheckpointError(
+                f"the teacher {self.config.teacher.model!r} has other weights than when {str(self.output)!r} was started; "
+                "put them back or give another output_dir"
             )
         self.progress = state.load(folder, self.engine, self.ema)
         _LOG.info("resuming %s from step %d (another output_dir starts afresh)", self.output, self.progress.step)
