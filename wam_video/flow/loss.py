@@ -17,7 +17,6 @@ from wam_video.flow.path import expand_clock, interpolate, to_velocity, velocity
 from wam_video.flow.solvers import ACTION_AXIS, LATENT_FRAME_AXIS, Clocks, State
 from wam_video.tensors import Prediction, PredictionType
 
-
 _BELL_MEAN = 0.1895
 """Of the bell over uniform clocks moved by a shift of 5, Wan's table of 1000."""
 

@@ -37,7 +37,7 @@ class WAMScheduler(SchedulerMixin, ConfigMixin):
     order = 1
 
     @register_to_config
-    def __init__(
+    def __init__(  # noqa: PLR0913 - diffusers turns the arguments into scheduler_config.json, one by one
         self,
         num_inference_steps: int = 8,
         solver: str = "euler",
