@@ -21,7 +21,7 @@ def film(episode: Episode, action_rate: float) -> tuple[UInt8[np.ndarray, "f h w
     """Put the world beside the model's expectation of it, step by step.
 
     The right picture is what was seen when the last decision was made (grey bar) until the first expected one is due, and
-    from then on the newest expected one (orange bar).
+    from then on the newest expected one (orange bar), up to the moment of the next decision.
 
     Returns:
         The frames and their rate.
@@ -29,7 +29,7 @@ def film(episode: Episode, action_rate: float) -> tuple[UInt8[np.ndarray, "f h w
     every = max(1, round(action_rate / FILM_FPS))
     frames = []
     for step in range(0, len(episode.film), every):
-        asked = max((s for s in episode.asked if s <= step), default=0)
+        asked = max((s for s in episode.asked if s < step), default=0)
         due = [s for s in episode.imagined if asked < s <= step]
         right = episode.imagined[max(due)] if due else episode.seen[asked]
         frames.append(_beside(episode.film[step], right, _EXPECTED if due else _SEEN))

@@ -163,7 +163,7 @@ def test_films_put_expectations_beside_the_world_and_score_them() -> None:
     assert fps == 10.0
     bars = frames[:, -1, -1].tolist()
     grey, orange = [150] * 3, [230, 120, 20]
-    assert bars == [grey, grey, orange, orange, grey, grey, orange, orange, orange]
+    assert bars == [grey, grey, orange, orange, orange, grey, orange, orange, orange]
     score = imagination([episode], 4)
     assert score is None or score["pictures"] == 2
 
