@@ -33,8 +33,8 @@ class TeacherConfig:
 
     kind: str = "none"
     """`repa`: with the features of the same frame; `next_frame`: with those of the next latent frame, which the last frame
-    has not (where the future is left out, a real prediction; where it is in the sample, its noisy tokens can be seen);
-    `none`: no teacher."""
+    has not: a real prediction in causal chunks of one frame and where the future is left out; in bidirectional attention the
+    noisy tokens of that frame can be seen. `none`: no teacher."""
     model: str | None = None
     """Any vision transformer of timm that gives patch tokens, such as `vit_base_patch14_dinov2.lvd142m`."""
     checkpoint: str | None = None

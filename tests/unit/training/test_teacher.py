@@ -151,6 +151,25 @@ def keys(folder: Path) -> set[str]:
         return set(file.keys())
 
 
+def test_in_causal_chunks_the_next_frame_is_predicted_and_not_seen(tmp_path: Path) -> None:
+    model = TWO_BLOCKS | {"attention": {"pattern": "causal", "chunk_frames": 1}}
+    trainer = tiny_trainer(taught_config(tmp_path / "run", teacher={"kind": "next_frame", "layer": 1}, model=model))
+    sample = trainer.sampler(FakeFeed().batch([0, 1]), trainer.engine.device)
+    assert sample.history is not None, "else this is no test of the clean copies' place in the sequence"
+    said = trainer.engine.module(sample, taught=True)[2]
+    frame = 2  # the first of the future
+    x_t = sample.noisy.x_t
+    moved = x_t.video.clone()
+    moved[:, :, :, frame] += 1
+    there = trainer.engine.module(
+        replace(sample, noisy=replace(sample.noisy, x_t=replace(x_t, video=moved))), taught=True
+    )[2]
+    assert torch.equal(said[:, :, :frame], there[:, :, :frame])
+    assert (said[:, :, frame] - there[:, :, frame]).norm(dim=-1).min() > 1e-3
+    trainer.run([])
+    assert trainer.progress.bad_steps == 0
+
+
 @pytest.mark.parametrize("kind", ["repa", "next_frame"])
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, kind: str) -> None:
     options = {"density": DensityConfig(absent_video=0.3), "teacher": {"kind": kind}}
