@@ -95,8 +95,14 @@ def _add_how(result: argparse.ArgumentParser) -> None:
         metavar="S",
         help="throw away decisions that take longer, by the clock (use with --rows 1)",
     )
-    for name in ("camera", "light", "distractors", "start"):
-        add(f"--disturb-{name}", type=float, default=0.0, metavar="X", help="0 nothing (default), 1 a lot; see README")
+    disturbances = {
+        "camera": "picture moved; at 1 by up to an eighth, 15 degrees and 15 %% in scale",
+        "light": "brighter or darker and tinted; at 1 by up to 50 %% and 20 %%",
+        "distractors": "foreign shapes in the picture; at 1 six of them",
+        "start": "random actions before the episode begins; at 1 for two seconds",
+    }
+    for name, text in disturbances.items():
+        add(f"--disturb-{name}", type=float, default=0.0, metavar="X", help=f"{text} (default 0)")
     add("--steps", type=int, metavar="N", help="steps from noise to data (default: the checkpoint's own)")
     add(
         "--path",
