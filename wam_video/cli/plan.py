@@ -20,6 +20,7 @@ from wam_video.log import setup_logging
 if TYPE_CHECKING:
     from wam_video.inference.plan import DecisionPlan
     from wam_video.models.flops import Call, NetworkShape
+    from wam_video.models.masks import AttentionConfig
     from wam_video.models.tokens import TokenLayout
     from wam_video.training.config import TrainConfig
     from wam_video.training.plan import TrainingPlan
@@ -121,7 +122,8 @@ def make_plan(arguments: argparse.Namespace) -> dict[str, Any]:
     image = arguments.image_tokens if shape.image_dim else 0
     call = whole(layout, text, image)
     if arguments.chunk is not None:
-        call = teacher_forced(layout, arguments.chunk, text, image)
+        rule = network.attention if network.attention.causal else None
+        call = teacher_forced(layout, arguments.chunk, text, image, rule=rule)
     flops = forward_flops(shape, call)
     sizes = {"text": text, "image": image, "context": context}
     return {
@@ -134,7 +136,7 @@ def make_plan(arguments: argparse.Namespace) -> dict[str, Any]:
         "sample": {"grid": list(grid), "views": window.max_views, "actions": actions, **sizes, "tokens": call.queries},
         "forward_flops": {**vars(flops), "total": flops.total},
         "training": _training(arguments, config, shape, call, parameters).to_dict(),
-        "decision": _decision(arguments, shape, layout, sum(parameters.values()), sizes).to_dict(),
+        "decision": _decision(arguments, network.attention, shape, layout, sum(parameters.values()), sizes).to_dict(),
     }
 
 
@@ -182,7 +184,12 @@ def _training(
 
 
 def _decision(
-    arguments: argparse.Namespace, shape: "NetworkShape", layout: "TokenLayout", parameters: int, sizes: dict[str, int]
+    arguments: argparse.Namespace,
+    rule: "AttentionConfig",
+    shape: "NetworkShape",
+    layout: "TokenLayout",
+    parameters: int,
+    sizes: dict[str, int],
 ) -> "DecisionPlan":
     from wam_video.errors import one_of
     from wam_video.flow.modes import MODES, POLICY_PATHS, get_mode
@@ -203,8 +210,8 @@ def _decision(
         precision=arguments.precision,
         efficiency=arguments.efficiency,
         **sizes,
-    )
-    tokens = decision_layout(layout, spec, config.context)
+    ).for_network(rule)
+    tokens = decision_layout(layout, spec, config.context, rule)
     return plan_decision(shape, tokens, parameters, config, get_device(arguments.device))
 
 
@@ -242,14 +249,22 @@ def _table(figures: dict[str, Any]) -> list[str]:
         f"{step['step_serial_s']:.4g} s if nothing overlaps",
         f"  throughput           {training['samples_per_second']:.4g} samples/s",
         "",
-        f"a decision            {_count(decision['decision_flops'])}FLOP: prefill {_count(decision['prefill_flops'])}, "
-        f"each call {_count(decision['call_flops'])} ({decision['queries']:,} queries, {decision['keys']:,} keys)",
+        f"a decision            {_count(decision['decision_flops'])}FLOP: {_parts_of_decision(decision)}",
         f"  memory              weights {decision['weight_bytes'] / 1e9:.3f} GB, keys and values "
         f"{decision['cache_bytes'] / 1e9:.3f} GB, working set {decision['working_bytes'] / 1e9:.3f} GB",
         f"  each call           compute {call['compute_s'] * 1e3:.4g} ms, memory {call['memory_s'] * 1e3:.4g} ms",
         f"  latency             {decision['latency_s'] * 1e3:.4g} ms ({1 / decision['latency_s']:.3g} Hz) at {efficiency:.0%} "
         f"of the peak; {decision['peak_latency_s'] * 1e3:.4g} ms at all of it",
     ]
+
+
+def _parts_of_decision(decision: dict[str, Any]) -> str:
+    """Return what a decision consists of."""
+    calls = f"{decision['calls']} {'expert steps' if decision['expert_steps'] else 'calls'} of {_count(decision['call_flops'])}"
+    first = ""
+    if decision["prefill_flops"]:
+        first = f"one trunk pass {_count(decision['prefill_flops'])}({decision['trunk_queries']:,} video tokens) + "
+    return f"{first}{calls}({decision['queries']:,} queries, {decision['keys']:,} keys)"
 
 
 def _count(value: float) -> str:

@@ -2,6 +2,9 @@
 
 There each chunk reads what came before it from a cache. A chunk that is not the last is remembered, so what of it a mode leaves unknown is imagined first: a policy of several
 chunks sees in the second what it expects the first to do.
+
+A network without chunks whose actions see observed video only is such a network of one chunk: the observed frames are read
+once, and a policy call is one pass of the trunk over them, then steps of the expert alone (FastWAM).
 """
 
 from collections.abc import Callable
@@ -41,7 +44,13 @@ def run(
         config: How to walk.
         on_step: Called after each step.
     """
-    if transformer.attention.causal:
+    if (
+        spec.video is Role.UNKNOWN
+        and transformer.attention.actions_see_video == "observed"
+        and prepared.num_chunks == 1
+    ):
+        prepared = without_future(prepared)  # nobody who is asked sees it
+    if transformer.attention.caches:
         return ChunkSampler(transformer, prepared, *texts, config).run(spec, on_step)
     text, empty = texts
     guided = config.guided and empty is not None
@@ -54,6 +63,15 @@ def run(
         on_step(step, grid[step + 1], state)
 
     return sample(field, prepared.start, prepared.pattern, grid, solver=config.solver, on_step=show)
+
+
+def without_future(prepared: Prepared) -> Prepared:
+    """Return a run without the frames after the context."""
+    past = slice(0, prepared.num_context)
+    inputs = dict(prepared.inputs, latent_times=prepared.inputs["latent_times"][:, past])
+    video = None if prepared.start.video is None else prepared.start.video[:, :, :, past]
+    pattern = prepared.pattern.part(past, slice(None))
+    return replace(prepared, start=replace(prepared.start, video=video), pattern=pattern, inputs=inputs)
 
 
 def remembered(spec: ModeSpec, rule: AttentionConfig) -> ModeSpec:

@@ -4,13 +4,14 @@ A decision is K network calls along a mode's path. Without a cache each computes
 and the prompt are computed once (the prefill) and each call computes what is new. Left out: codec, text encoder, host.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from wam_video.errors import ConfigError
 from wam_video.flow.modes import ModeSpec, Role
 from wam_video.models.devices import Device, Roofline, roofline
-from wam_video.models.flops import Call, NetworkShape, cache_bytes, cached_step, forward_flops, prefill, whole
+from wam_video.models.flops import Call, NetworkShape, cache_bytes, cached_step, forward_flops, prefill, towers, whole
+from wam_video.models.masks import AttentionConfig
 from wam_video.models.tokens import TokenLayout
 
 
@@ -31,7 +32,8 @@ class DecisionConfig:
     guidance: bool = False
     """A second, unconditional sample at each call."""
     cached: bool = False
-    """Keep keys and values of observed frames and prompt."""
+    """Keep keys and values of observed frames and prompt. Networks whose actions see observed video only always do
+    (`for_network`)."""
     batch_size: int = 1
     """Robots served at once."""
     precision: str = "bf16"
@@ -48,6 +50,10 @@ class DecisionConfig:
                 f"fresh is {self.fresh} latent frames; allowed: 1 to context ({self.context}), and only with cached"
             )
 
+    def for_network(self, rule: AttentionConfig) -> "DecisionConfig":
+        """Return how the pipeline decides with such a network: one whose observed frames are the same in all calls caches."""
+        return replace(self, cached=self.cached or rule.caches)
+
     @property
     def rows(self) -> int:
         """Rows of a batch: samples, twice with guidance."""
@@ -58,6 +64,10 @@ class DecisionConfig:
 class DecisionPlan:
     """A decision on paper."""
 
+    calls: int
+    """Network evaluations after the prefill."""
+    trunk_queries: int
+    """Video tokens that the trunk computes in the prefill, or without a cache in each call."""
     queries: int
     """Tokens that each call computes for a sample."""
     keys: int
@@ -71,6 +81,8 @@ class DecisionPlan:
     weight_bytes: int
     cache_bytes: int
     """Keys and values of all rows."""
+    expert_steps: bool
+    """Whether the calls after the prefill go through the expert only."""
     working_bytes: int
     """The largest tensors alive at once, roughly."""
     call_time: Roofline
@@ -85,15 +97,18 @@ class DecisionPlan:
         return asdict(self)
 
 
-def decision_layout(layout: TokenLayout, spec: ModeSpec, context: int) -> TokenLayout:
-    """Return the tokens of a mode's calls: the future frames are left out where video is absent.
+def decision_layout(
+    layout: TokenLayout, spec: ModeSpec, context: int, rule: AttentionConfig | None = None
+) -> TokenLayout:
+    """Return the tokens of a mode's calls: the future frames are left out where video is absent, or unknown and unseen.
 
     Raises:
         ConfigError: There are not as many frames.
     """
     if context > layout.frames:
         raise ConfigError(f"context is {context} latent frames; allowed: at most the grid's {layout.frames}")
-    frames = context if spec.video is Role.ABSENT else layout.frames
+    unseen = spec.video is Role.UNKNOWN and rule is not None and rule.actions_see_video == "observed"
+    frames = context if spec.video is Role.ABSENT or unseen else layout.frames
     return TokenLayout(**{**_sizes(layout), "frames": frames})
 
 
@@ -113,16 +128,25 @@ def plan_decision(
     call, first = forward_flops(shape, step).total, forward_flops(shape, before).total if before else 0
     cache = config.rows * cache_bytes(shape, tokens=step.past, context=step.context) if config.cached else 0
     # a block reads its weights once a call, except those of the text's keys and values where these are cached
-    read = shape.layers * (shape.block_weights - (2 * shape.dim**2 if config.cached else 0)) * bytes_each + cache
 
-    def timed(flops: int, efficiency: float) -> Roofline:
-        work = config.rows * flops
-        moved = read if flops else 0
-        return roofline(device, flops=work, moved=moved, precision=config.precision, efficiency=efficiency)
+    def timed(flops: int, of: Call | None, efficiency: float) -> Roofline:
+        moved = (
+            0
+            if of is None
+            else cache
+            + shape.layers
+            * bytes_each
+            * sum(tower.weights(shape.dim, text_cached=config.cached) for tower, _, _ in towers(shape, of))
+        )
+        return roofline(
+            device, flops=config.rows * flops, moved=moved, precision=config.precision, efficiency=efficiency
+        )
 
-    call_time, first_time = timed(call, config.efficiency), timed(first, config.efficiency)
-    floor = timed(first, 1.0).seconds + config.calls * timed(call, 1.0).seconds
+    call_time, first_time = timed(call, step, config.efficiency), timed(first, before, config.efficiency)
+    floor = timed(first, before, 1.0).seconds + config.calls * timed(call, step, 1.0).seconds
     return DecisionPlan(
+        calls=config.calls,
+        trunk_queries=before.video if before else step.video,
         queries=step.queries,
         keys=step.queries + step.past,
         call_flops=call,
@@ -130,6 +154,7 @@ def plan_decision(
         decision_flops=(first + config.calls * call) * (2 if config.guidance else 1),
         weight_bytes=parameters * bytes_each,
         cache_bytes=cache,
+        expert_steps=shape.expert is not None and step.video == 0,
         working_bytes=config.rows * _working_bytes(shape, step),
         call_time=call_time,
         prefill_time=first_time,
@@ -140,6 +165,7 @@ def plan_decision(
 
 def _working_bytes(shape: NetworkShape, call: Call) -> int:
     """Stream, normalised copy, queries, keys, values and their float32 rotation; or the feed-forward's two hidden layers."""
-    attention = call.queries * shape.dim * (2 * 5 + 2 * 4)
-    feed_forward = call.queries * (shape.dim * 2 * 2 + shape.ffn_dim * 2 * 2)
+    parts = towers(shape, call)
+    attention = sum(tokens * (2 * 2 * tower.dim + (2 * 3 + 2 * 4) * shape.dim) for tower, tokens, _ in parts)
+    feed_forward = sum(tokens * (tower.dim * 2 * 2 + tower.ffn_dim * 2 * 2) for tower, tokens, _ in parts)
     return max(attention, feed_forward)

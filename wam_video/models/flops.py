@@ -5,16 +5,15 @@ only matrix products, convolutions and attention count, as in torch's `FlopCount
 counts mean for memory and time is `training/plan.py`'s and `inference/plan.py`'s; machines are in `models/devices.py`.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from wam_video.errors import ConfigError
 from wam_video.models.masks import AttentionConfig, Modality, TokenMeta, dense_mask
+from wam_video.models.shapes import NetworkShape, TowerShape
 from wam_video.models.tokens import TokenLayout
 
 PARTS = {
@@ -34,12 +33,18 @@ PARTS = {
 }
 """Name of a parameter's module, inside a block or outside, -> the part that it is counted under; others: `other`."""
 
+EXPERT = "action expert"
+"""The part of everything in the expert's tower."""
+
 
 def count_parameters(network: nn.Module) -> dict[str, int]:
     """Return the parameters of a network by part, largest first; a network on the meta device will do."""
     counts: dict[str, int] = {}
     for name, parameter in network.named_parameters():
         path = name.split(".")
+        if path[0] == "expert":
+            counts[EXPERT] = counts.get(EXPERT, 0) + parameter.numel()
+            continue
         part = PARTS.get(
             path[2] if path[0] == "blocks" else path[0], "norms and modulation" if "blocks" in path else "other"
         )
@@ -49,100 +54,12 @@ def count_parameters(network: nn.Module) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
 
-@dataclass(frozen=True, kw_only=True)
-class NetworkShape:
-    """The sizes of a `WAMTransformer` that its costs depend on."""
+class TowerCall(NamedTuple):
+    """What a call brings to a tower."""
 
-    layers: int
-    heads: int
-    dim: int
-    """Width: heads times head dim."""
-    ffn_dim: int
-    freq_dim: int
-    text_dim: int
-    image_dim: int
-    """Of the image context; 0: there is none."""
-    patch_in: int
-    """Numbers in a patch of latents and of what is given beside them."""
-    patch_out: int
-    action_dim: int
-    """Of the widest embodiment, to which all are padded."""
-    state_dim: int
-    features: int
-    """Numbers that each action and state value becomes (`layers.octave_features`)."""
-    registers: int
-    patch_size: tuple[int, int, int]
-    gated: bool
-    """Whether video tokens see the others through a gate, in an attention of its own."""
-    hidden_dim: int = 0
-    """Hidden width of the maps of states in and of actions out; 0: they are linear."""
-    timed_actions: bool = False
-    """Whether actions are embedded by three maps that are told the clock."""
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any]) -> "NetworkShape":
-        """Read the sizes off a transformer's `config`."""
-        patch = tuple(config["patch_size"])
-        bodies = config["embodiments"]
-        return cls(
-            layers=config["num_layers"],
-            heads=config["num_attention_heads"],
-            dim=config["num_attention_heads"] * config["attention_head_dim"],
-            ffn_dim=config["ffn_dim"],
-            freq_dim=config["freq_dim"],
-            text_dim=config["text_dim"],
-            image_dim=config.get("image_dim") or 0,
-            patch_in=(config["in_channels"] + config.get("condition_channels", 0)) * prod(patch),
-            patch_out=(config["out_channels"] or config["in_channels"]) * prod(patch),
-            action_dim=max(max(body["action_dim"], 1) for body in bodies),
-            state_dim=max(max(body["state_dim"], 1) for body in bodies),
-            features=1 + 2 * config["input_octaves"],
-            registers=config["num_registers"],
-            patch_size=patch,
-            gated=config.get("action_coupling") == "gated",
-            hidden_dim=config.get("embodiment_hidden_dim") or 0,
-            timed_actions=config.get("action_embedding") == "mlp_time",
-        )
-
-    def layout(self, *, views: int, grid: tuple[int, int, int], actions: int) -> TokenLayout:
-        """Return the tokens of a call on latents of `grid` (frames, rows, columns) a view.
-
-        Raises:
-            ConfigError: The latents do not fill whole patches.
-        """
-        if any(side < 1 or side % cell for side, cell in zip(grid, self.patch_size, strict=True)):
-            raise ConfigError(
-                f"the latent grid is {list(grid)}; allowed: multiples of model.patch_size {list(self.patch_size)} "
-                "(frames, rows, columns of latents, before patches)"
-            )
-        frames, height, width = (side // cell for side, cell in zip(grid, self.patch_size, strict=True))
-        return TokenLayout(
-            views=views,
-            frames=frames,
-            height=height,
-            width=width,
-            state=1,
-            actions=actions,
-            registers=self.registers,
-        )
-
-    @property
-    def action_weights(self) -> tuple[int, int]:
-        """Weights that an action meets on its way in, and on its way out."""
-        into = self.features * self.action_dim * self.dim + (3 * self.dim**2 if self.timed_actions else 0)
-        hidden = self.hidden_dim
-        return into, hidden * (self.dim + self.action_dim) if hidden else self.dim * self.action_dim
-
-    @property
-    def state_weights(self) -> int:
-        """Weights that a state meets on its way in."""
-        inputs, hidden = self.features * self.state_dim, self.hidden_dim
-        return hidden * (inputs + self.dim) if hidden else inputs * self.dim
-
-    @property
-    def block_weights(self) -> int:
-        """Weights of a block's matrix products: two attentions of four each, and the feed-forward pair."""
-        return 8 * self.dim**2 + 2 * self.dim * self.ffn_dim
+    shape: TowerShape
+    tokens: int
+    slots: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +72,8 @@ class Call:
     actions: int
     slots: int
     """Clock slots (`TokenLayout.num_slots`)."""
+    side_slots: int = 0
+    """Those of them that are not video's."""
     text: int
     """Text tokens."""
     image: int = 0
@@ -188,6 +107,17 @@ class Call:
         return self.queries * (self.queries + self.past) if self.pairs is None else self.pairs
 
 
+def towers(shape: NetworkShape, call: Call) -> list[TowerCall]:
+    """Return what a call brings to each tower that it goes through."""
+    if shape.expert is None:
+        return [TowerCall(shape.trunk, call.queries, call.slots)]
+    parts = [
+        TowerCall(shape.trunk, call.video, call.slots - call.side_slots),
+        TowerCall(shape.expert, call.others, call.side_slots),
+    ]
+    return [part for part in parts if part.tokens]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Flops:
     """Floating point operations of a call, by kind."""
@@ -213,6 +143,7 @@ def whole(layout: TokenLayout, text: int, image: int = 0) -> Call:
         others=layout.num_tokens - layout.num_video,
         actions=layout.actions,
         slots=layout.num_slots,
+        side_slots=layout.num_slots - layout.frames,
         text=text,
         image=image,
     )
@@ -251,6 +182,7 @@ def cached_step(layout: TokenLayout, context: int, text: int, image: int = 0) ->
         others=layout.num_tokens - layout.num_video,
         actions=layout.actions,
         slots=layout.num_slots - context,
+        side_slots=layout.num_slots - layout.frames,
         text=text,
         image=image,
         past=past,
@@ -286,11 +218,13 @@ def teacher_forced(
     chunks = (layout.frames - context) // chunk
     past_actions = layout.actions * (chunks - 1) if rule.action_history else 0
     frames = context + (2 * chunks - 1) * chunk
+    side_slots = chunks * (layout.state + layout.actions) + past_actions + min(layout.registers, 1)
     return Call(
         video=layout.per_frame * frames,
         others=chunks * layout.num_side + past_actions,
         actions=chunks * layout.actions,
-        slots=frames + chunks * (layout.state + layout.actions) + past_actions + min(layout.registers, 1),
+        slots=frames + side_slots,
+        side_slots=side_slots,
         text=text,
         image=image,
         pairs=_visible_pairs(layout, (context, chunk, chunks), rule),
@@ -322,25 +256,30 @@ def _visible_pairs(layout: TokenLayout, cut: tuple[int, int, int], rule: Attenti
 
 def forward_flops(shape: NetworkShape, call: Call) -> Flops:
     """Return the operations of one forward pass of one sample."""
-    dim, layers = shape.dim, shape.layers
-    query_weights = shape.block_weights - 2 * dim**2  # the context's keys and values are not computed from the queries
-    context = 0 if call.text_cached else call.context
-    ends = call.video * dim * shape.patch_in + (call.video - call.clean_video) * dim * shape.patch_out
-    ends += call.slots * (shape.freq_dim * dim + 7 * dim**2)
+    inner, layers = shape.dim, shape.layers
     into, out = shape.action_weights
-    ends += (call.actions + call.clean_actions) * into + call.actions * out
-    ends += call.state * shape.state_weights
-    if not call.text_cached:
-        ends += call.text * (shape.text_dim * dim + dim**2)
-        ends += call.image * (shape.image_dim**2 + shape.image_dim * dim)
+    ends = inner * (call.video * shape.patch_in + (call.video - call.clean_video) * shape.patch_out)
+    ends += (call.actions + call.clean_actions) * into + call.actions * out + call.state * shape.state_weights
+    pairs = call.attended - (call.video * call.others if shape.blind and call.pairs is None else 0)
+    linear = cross = 0
+    for tower, tokens, slots in towers(shape, call):
+        linear += tokens * tower.weights(inner, text_cached=True)
+        ends += slots * (shape.freq_dim * tower.dim + 7 * tower.dim**2)
+        cross += tokens * call.context if tower.reads else 0
+    for tower in [shape.trunk, *([shape.expert] if shape.expert else [])]:
+        if tower.reads and not call.text_cached:
+            linear += 2 * call.context * tower.dim * inner  # keys and values of the context
+            ends += call.text * (shape.text_dim * tower.dim + tower.dim**2)
+            ends += call.image * (shape.image_dim**2 + shape.image_dim * tower.dim)
     return Flops(
-        linear=2 * layers * (call.queries * query_weights + context * 2 * dim**2),
-        self_attention=4 * layers * dim * call.attended,
-        cross_attention=4 * layers * dim * call.queries * call.context,
+        linear=2 * layers * linear,
+        self_attention=4 * layers * inner * pairs,
+        cross_attention=4 * layers * inner * cross,
         ends=2 * ends,
     )
 
 
 def cache_bytes(shape: NetworkShape, *, tokens: int, context: int, bytes_per_number: int = 2) -> int:
-    """Return the size of a cache for one sample: keys and values of `tokens` and `context` tokens in each block."""
-    return 2 * shape.layers * shape.dim * (tokens + context) * bytes_per_number
+    """Return the size of a cache for one sample: keys and values of `tokens`, and for each tower of `context`, in each block."""
+    readers = 2 if shape.expert is not None and shape.expert.reads else 1
+    return 2 * shape.layers * shape.dim * (tokens + readers * context) * bytes_per_number

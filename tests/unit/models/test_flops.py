@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from wam_video.errors import ConfigError
 from wam_video.models.chunks import History, chunk_ids
 from wam_video.models.flops import (
+    EXPERT,
     NetworkShape,
     cache_bytes,
     cached_step,
@@ -23,6 +24,8 @@ from wam_video.models.tokens import TokenLayout, side_meta, video_meta
 from wam_video.models.transformer import WAMTransformer
 
 BODIES = [{"name": "arm", "action_dim": 7, "state_dim": 9}, {"name": "hand", "action_dim": 3, "state_dim": 0}]
+FASTWAM = {"attention": {"video_sees_actions": False, "actions_see_video": "observed"}}
+BLIND = {"attention": {"video_sees_actions": False}}
 IMAGE = 11
 """Image tokens of a network with an image context."""
 WAN_14B = dict(
@@ -70,6 +73,16 @@ def counted(
         ({"input_octaves": 3, "num_registers": 0}, 1, (2, 4, 4), 24, 5),
         ({"patch_size": (1, 1, 1), "in_channels": 48, "out_channels": 16, "ffn_dim": 96}, 2, (3, 4, 4), 5, 200),
         ({"action_coupling": "gated"}, 1, (3, 6, 6), 9, 20),
+        ({"expert": {"dim": 40, "ffn_dim": 72}}, 2, (3, 6, 6), 9, 20),
+        ({"expert": {"dim": 24, "ffn_dim": 72}, **FASTWAM, "action_embedding": "mlp_time"}, 1, (4, 4, 4), 16, 30),
+        (
+            {"expert": {"dim": 64, "ffn_dim": 20, "cross_attention": False}, **BLIND, "input_octaves": 1},
+            1,
+            (3, 4, 8),
+            7,
+            33,
+        ),
+        ({"expert": {"dim": 32, "ffn_dim": 64}, "image_dim": 80, "added_kv_proj_dim": 128}, 1, (3, 4, 8), 7, 33),
         ({"condition_channels": 20, "image_dim": 80, "added_kv_proj_dim": 128}, 1, (3, 4, 8), 7, 33),
         ({"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 96, "freq_dim": 64}, 1, (5, 6, 10), 3, 77),
     ],
@@ -227,6 +240,33 @@ def test_cached_calls_are_what_the_counter_counts() -> None:
                 cache=cache,
             )
     assert forward_flops(shape, cached_step(layout, 1, 12)).total == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_policy_call_is_a_pass_of_the_trunk_and_steps_of_the_expert(reads: bool) -> None:
+    expert = {"dim": 40, "ffn_dim": 72, "cross_attention": reads}
+    model = network(num_views=1, num_layers=2, expert=expert, **FASTWAM)
+    shape = NetworkShape.of(model.config)
+    layout = shape.layout(views=1, grid=(2, 4, 6), actions=6)
+    with torch.device("meta"):
+        body, times = torch.zeros(1, dtype=torch.long), torch.empty(1, 6)
+        with FlopCounterMode(display=False) as first, torch.no_grad():
+            cache = model.new_cache(
+                text_embeds=torch.empty(1, 12, 48), latent_shape=(1, 16, 4, 6), num_context=2, max_chunks=1
+            )
+            frames = dict(t_video=torch.empty(1, 2), latent_times=torch.empty(1, 2))
+            cache = model.observe(cache, embodiment=body, latents=torch.empty(1, 1, 16, 2, 4, 6), **frames)
+        none = dict(t_video=torch.empty(1, 0), latent_times=torch.empty(1, 0))
+        none |= dict(state=torch.empty(1, 9), state_mask=torch.ones(1, 9, dtype=torch.bool), num_context=0, cache=cache)
+        acts = dict(actions=torch.empty(1, 6, 7), t_action=times, action_times=times)
+        with FlopCounterMode(display=False) as step, torch.no_grad():
+            model(latents=torch.empty(1, 1, 16, 0, 4, 6), embodiment=body, **none, **acts)
+    assert forward_flops(shape, prefill(layout, 2, 12)).total == pytest.approx(first.get_total_flops(), rel=0.001)
+    planned = forward_flops(shape, cached_step(layout, 2, 12)).total
+    assert planned == pytest.approx(step.get_total_flops(), rel=0.001)
+    assert planned < forward_flops(shape, whole(layout, 12)).total / 4
+    assert count_parameters(model)[EXPERT] == sum(p.numel() for p in model.expert.parameters())
+    assert sum(count_parameters(model).values()) == sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize("rule", RULES)
