@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from wam_video.data.processor import WAMProcessor
@@ -195,7 +195,7 @@ def decode_future(codec: Codec, prepared: Prepared, end: State, conditions: Cond
     return (((video.float() + 1) / 2) * has_view).transpose(2, 3)
 
 
-def twice(x: Tensor) -> Tensor:
+def twice(x: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "b2 ..."]:
     """Return a batch and itself once more: conditional and unconditional samples."""
     return torch.cat([x, x])
 

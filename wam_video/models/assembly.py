@@ -3,7 +3,7 @@
 In: from a call's inputs to groups of tokens, each with clocks, places and metadata. Out: from tokens to predictions.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.models.normalization import FP32LayerNorm
@@ -28,7 +28,13 @@ Read = tuple[Float[Tensor, "b n d"], Float[Tensor, "b m d"], Int[Tensor, " n"]]
 class TokenAssembly(nn.Module):
     """The part of `WAMTransformer` that makes tokens and reads them out; the parameters have their names there."""
 
-    config: Any
+    if TYPE_CHECKING:
+
+        @property
+        def config(self) -> Any:
+            """The arguments of the network, which diffusers keeps."""
+            ...
+
     attention: AttentionConfig
     patch_embedding: nn.Conv3d
     action_embedder: EmbodimentLinear | TimedActionEmbedder
@@ -88,7 +94,7 @@ class TokenAssembly(nn.Module):
         chunk: Int[Tensor, "r ta"],
         *,
         noisy: bool,
-        like: Tensor,
+        like: Float[Tensor, "..."],
     ) -> TokenGroup:
         """Return the tokens of actions, of which the first is the call's first."""
         features = octave_features(actions.to(like), self.config["input_octaves"])

@@ -48,7 +48,7 @@ class ConditionEmbedder(nn.Module):
             self.text_embedder = PixArtAlphaTextProjection(text_dim, dim, act_fn="gelu_tanh")
         self.image_embedder = None if image_dim is None else ImageEmbedder(image_dim, dim)
 
-    def forward(self, clocks: Sequence[Float[Tensor, "b m"]], like: Tensor) -> list[TimeEmbedding]:
+    def forward(self, clocks: Sequence[Float[Tensor, "b m"]], like: Float[Tensor, "..."]) -> list[TimeEmbedding]:
         """Return the time embedding of each stream's slots, in the type of `like`."""
         return [self._embed_time(t, like) for t in clocks]
 

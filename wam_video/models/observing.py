@@ -1,42 +1,20 @@
 """Writing observed chunks into a `KVCache`: the part of `WAMTransformer` that prefills."""
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from wam_video.errors import ConfigError
-from wam_video.models.assembly import Read, TokenAssembly
 from wam_video.models.attention import Context
 from wam_video.models.blocks import Prompt, Surroundings
 from wam_video.models.chunks import Call, observed_ids
-from wam_video.models.kv_cache import CacheLayout, KVCache, LayerCache, empty_cache
-from wam_video.models.layers import ConditionEmbedder
-from wam_video.models.tokens import TokenGroup, join
+from wam_video.models.kv_cache import CacheLayout, KVCache, empty_cache
+from wam_video.models.running import RunsBlocks
+from wam_video.models.tokens import join
 
 
-class ObservesChunks(TokenAssembly):
+class ObservesChunks(RunsBlocks):
     """The part of `WAMTransformer` that makes caches and fills them."""
-
-    condition_embedder: ConditionEmbedder
-    blocks: nn.ModuleList
-
-    def run_blocks(
-        self,
-        groups: dict[str, TokenGroup],
-        around: Surroundings,
-        *,
-        hides: bool,
-        cache: KVCache | None = None,
-        memories: Sequence[LayerCache] | None = None,
-    ) -> dict[str, Read]:
-        """Send groups of tokens through the blocks."""
-        raise NotImplementedError
-
-    def check_conditions(self, condition: Tensor | None, image_embeds: Tensor | None, *, cached: bool) -> None:
-        """Refuse what the network does not read."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def new_cache(
@@ -155,7 +133,9 @@ class ObservesChunks(TokenAssembly):
         )
         return cache.observed(meta, latents[:, :, :, -1:].to(cache.last_frame), rows)
 
-    def prompts(self, text_embeds: Tensor, image_embeds: Tensor | None) -> list[Prompt]:
+    def prompts(
+        self, text_embeds: Float[Tensor, "b s dt"], image_embeds: Float[Tensor, "b i di"] | None
+    ) -> list[Prompt]:
         """Return the prompt as each tower that reads it projects it."""
         embedders = (
             [self.condition_embedder]
@@ -166,7 +146,9 @@ class ObservesChunks(TokenAssembly):
             Prompt(*each.context(text_embeds, image_embeds)) for each in embedders if each.text_embedder is not None
         ]
 
-    def contexts(self, text_embeds: Tensor, image_embeds: Tensor | None) -> list[list[Context]]:
+    def contexts(
+        self, text_embeds: Float[Tensor, "b s dt"], image_embeds: Float[Tensor, "b i di"] | None
+    ) -> list[list[Context]]:
         """Return the prompt's keys and values for each block and tower (see `KVCache.with_contexts`)."""
         prompts = self.prompts(text_embeds, image_embeds)
         towers = [list(self.blocks)] if self.expert is None else [list(self.blocks), list(self.expert.blocks)]

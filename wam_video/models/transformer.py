@@ -14,31 +14,16 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.cache_utils import CacheMixin
-from diffusers.models.normalization import FP32LayerNorm
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from wam_video.errors import ConfigError
-from wam_video.models.assembly import Read
-from wam_video.models.attention import uses_flex
-from wam_video.models.blocks import Stream, Surroundings, WAMBlock
+from wam_video.models.blocks import Surroundings
 from wam_video.models.chunks import Call, History, chunk_ids, state_rows
-from wam_video.models.embodiments import TimedActionEmbedder, embodiment_map
-from wam_video.models.expert import ActionExpert, ExpertConfig
-from wam_video.models.kv_cache import KVCache, LayerCache
-from wam_video.models.layers import ConditionEmbedder, EmbodimentLinear
-from wam_video.models.masks import AttentionConfig, Masks, make_masks
+from wam_video.models.construction import add_blocks, add_expert, add_inputs, check_settings
+from wam_video.models.kv_cache import KVCache
 from wam_video.models.observing import ObservesChunks
-from wam_video.models.options import (
-    ActionCoupling,
-    ActionEmbedding,
-    ActionRope,
-    StateClock,
-    check_choice,
-    check_image_width,
-    check_predictions,
-)
-from wam_video.models.tokens import TokenGroup, join
+from wam_video.models.options import ActionCoupling, ActionEmbedding, ActionRope, StateClock
 from wam_video.tensors import Prediction, PredictionType
 
 NO_BODY: tuple[dict[str, Any], ...] = ({"name": "none", "action_dim": 0, "state_dim": 0},)
@@ -134,62 +119,12 @@ class WAMTransformer(ObservesChunks, ModelMixin, ConfigMixin, PeftAdapterMixin, 
         eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        check_predictions(video_prediction, action_prediction, residual_video, attention_head_dim)
-        dim = num_attention_heads * attention_head_dim
-        check_choice("action_coupling", action_coupling, ActionCoupling)
-        check_choice("action_embedding", action_embedding, ActionEmbedding)
-        check_choice("action_rope", action_rope, ActionRope)
-        check_choice("state_clock", state_clock, StateClock)
-        check_image_width(image_dim, added_kv_proj_dim, dim)
-        self.attention = AttentionConfig.read(attention)
-        if self.attention.action_history and action_coupling == "gated":
-            raise ConfigError(
-                "model.attention.action_history is true and model.action_coupling 'gated'; allowed with it: 'full', for "
-                "video would see old actions without a gate"
-            )
-        tower = ExpertConfig.read(expert, dim)
-        side = dim if tower is None else tower.dim
-        action_dims = [max(e["action_dim"], 1) for e in embodiments]
-        state_dims = [max(e["state_dim"], 1) for e in embodiments]
-        features = 1 + 2 * input_octaves
-        widths = [side] * len(embodiments)
-        patch = tuple(patch_size)
-        self.patch_embedding = nn.Conv3d(in_channels + condition_channels, dim, patch, patch)
-        self.condition_embedder = ConditionEmbedder(dim, freq_dim, text_dim, image_dim)
-        values_in = [features * n for n in action_dims], [features * n for n in state_dims]
-        hidden = embodiment_hidden_dim
-        timed = action_embedding == "mlp_time"
-        self.action_embedder = (
-            TimedActionEmbedder(values_in[0], side) if timed else EmbodimentLinear(values_in[0], widths)
-        )
-        self.state_embedder = embodiment_map(values_in[1], hidden, widths)
-        self.no_state = nn.Parameter(torch.zeros(side))
-        self.view_embedding = nn.Parameter(torch.zeros(num_views, dim))
-        self.registers = nn.Parameter(torch.randn(num_registers, side) / side**0.5)
-        sizes, block = (num_attention_heads, attention_head_dim), {"cross_attn_norm": cross_attn_norm, "eps": eps}
-        added = {"added_kv_proj_dim": added_kv_proj_dim, "gated": action_coupling == "gated"}
-        self.blocks = nn.ModuleList([WAMBlock(dim, ffn_dim, *sizes, **block, **added) for _ in range(num_layers)])
-        self.norm_out = FP32LayerNorm(dim, eps, elementwise_affine=False)
-        self.scale_shift_table = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
-        self.proj_out = nn.Linear(dim, (out_channels or in_channels) * patch_size[0] * patch_size[1] * patch_size[2])
-        self.action_proj_out = embodiment_map(widths, hidden, action_dims, zero_init=True)
+        # What the arguments say is in the config already: `register_to_config` put it there.
+        self.attention = check_settings(self.config)
         self.gradient_checkpointing = False
-        if residual_video:
-            nn.init.zeros_(self.proj_out.weight)
-            nn.init.zeros_(self.proj_out.bias)
-        if tower is not None:
-            module = ActionExpert(
-                tower,
-                layers=num_layers,
-                heads=num_attention_heads,
-                head_dim=attention_head_dim,
-                conditions=(freq_dim, text_dim, image_dim),
-                block=block,
-                norm_out=action_norm_out,
-            )
-            if tower.init == "interpolate" and not self.no_state.is_meta:
-                module.reset_parameters(self)
-            self._modules["expert"] = module
+        add_inputs(self, self.config)
+        add_blocks(self, self.config)
+        add_expert(self, self.config)
 
     @classmethod
     def from_wan(
@@ -305,84 +240,3 @@ class WAMTransformer(ObservesChunks, ModelMixin, ConfigMixin, PeftAdapterMixin, 
             raise ConfigError(
                 f"num_context is {num_context} and a cache is given; allowed with it: 0, and no history, for it holds them"
             )
-
-    def check_conditions(self, condition: Tensor | None, image_embeds: Tensor | None, *, cached: bool) -> None:
-        channels, width = self.config["condition_channels"], self.config["image_dim"] or 0
-        given = 0 if condition is None else condition.shape[2]
-        if given != channels:
-            raise ConfigError(
-                f"condition has {given} channels; this network reads {channels} beside the latents "
-                "(video_codec.first_frame_condition makes Wan's)"
-            )
-        given = 0 if image_embeds is None else image_embeds.shape[-1]
-        if given != (0 if cached else width):
-            raise ConfigError(
-                f"image_embeds is {given} wide; this network reads {width} (image_encoder.encode_image makes Wan's)"
-            )
-
-    def run_blocks(
-        self,
-        groups: dict[str, TokenGroup],
-        around: Surroundings,
-        *,
-        hides: bool,
-        cache: KVCache | None = None,
-        memories: Sequence[LayerCache] | None = None,
-    ) -> dict[str, Read]:
-        """Send groups of tokens through the blocks; `hides`: some are not there, or the call observes."""
-        apart = self.expert is not None or self.config["action_coupling"] == "gated"
-        split = [["video"], [name for name in groups if name != "video"]] if apart else [list(groups)]
-        split = [[name for name in names if name in groups] for names in split]
-        split = [names for names in split if names]
-        joined = [join([groups[name] for name in names]) for names in split]
-        xs = [group.tokens for group in joined]
-        towers = [0 if self.expert is None or "video" in names else 1 for names in split]
-        times = [
-            embedder([group.clocks], x)[0]
-            for embedder, group, x in zip((self._embedder(tower) for tower in towers), joined, xs, strict=True)
-        ]
-        streams = [
-            Stream(time[1], group.slots, group.rotary, tower)
-            for time, group, tower in zip(times, joined, towers, strict=True)
-        ]
-        around = around._replace(
-            masks=self._masks(joined, cache, hides=hides, mixed="video" in groups and len(groups) > 1)
-        )
-        if cache is not None and memories is None:
-            memories = cache.memories()
-        for index, block in enumerate(self.blocks):
-            memory = None if memories is None else memories[index]
-            expert = None if self.expert is None else self.expert.blocks[index]
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                xs = self._gradient_checkpointing_func(block, xs, streams, around, memory, expert)
-            else:
-                xs = block(xs, streams, around, memory, expert)
-        outs = {}
-        for names, x, time, group in zip(split, xs, times, joined, strict=True):
-            lengths = [groups[name].tokens.shape[1] for name in names]
-            pieces = zip(names, x.split(lengths, dim=1), group.slots.split(lengths), strict=True)
-            outs |= {name: (piece, time[0], slots) for name, piece, slots in pieces}
-        return outs
-
-    def _embedder(self, tower: int) -> ConditionEmbedder:
-        return self.expert.condition_embedder if self.expert is not None and tower else self.condition_embedder
-
-    def _masks(self, streams: Sequence[TokenGroup], cache: KVCache | None, *, hides: bool, mixed: bool) -> Masks | None:
-        """Return who sees whom; None: all see all. `mixed`: there is video, and others."""
-        rule, blind = self.attention, len(streams) > 1 and not self.attention.video_sees_actions
-        if cache is None:
-            hides = hides or rule.hides(mixed=mixed, blind=blind)
-        elif rule.causal:
-            hides = hides or not (cache.solid and (rule.open or (rule.state_sees == "chunk" and not mixed)))
-        else:
-            hides = hides or mixed  # a cache holds observed frames, which all see
-        if not hides:
-            return Masks(whole=None, blind=True) if blind else None
-        return make_masks(
-            [stream.meta for stream in streams],
-            None if cache is None else cache.past_meta(),
-            rule,
-            gated=self.config["action_coupling"] == "gated",
-            flex=uses_flex(self.blocks[0].attn1.processor),
-            blind=blind,
-        )
