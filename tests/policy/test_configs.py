@@ -9,7 +9,12 @@ import pytest
 import yaml
 
 from tests.policy.tree import ROOT, files, read
+from wam_video.config import load
+from wam_video.data.loader import DataConfig
 from wam_video.errors import ConfigError
+from wam_video.training.build import build_on_meta, count_parameters
+from wam_video.training.config import TrainConfig
+from wam_video.training.feed import find_embodiments
 
 CONFIGS = sorted(name for name in files() if name.startswith("configs/") and name.endswith((".yaml", ".yml")))
 RECIPES = [name for name in CONFIGS if name.startswith("configs/recipe/")]
@@ -76,3 +81,31 @@ def test_documented_commands_are_found() -> None:
     text = "x\n```\nwam-video train configs/recipe/a.yaml \\\n  a.b=1\n```\nand `wam-video train --help`, or\n"
     text += "accelerate launch -m wam_video.cli.train configs/recipe/b.yaml c=2 # comment\n"
     assert training_commands(text) == [["configs/recipe/a.yaml", "a.b=1"], ["configs/recipe/b.yaml", "c=2"]]
+
+
+def pair(model: str, recipe: str) -> TrainConfig:
+    return load(TrainConfig, [ROOT / model, ROOT / recipe])
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("model", [name for name in CONFIGS if name.startswith("configs/model/")])
+def test_every_recipe_fits_every_model(model: str, recipe: str) -> None:
+    config, (bodies, _) = pair(model, recipe), find_embodiments(DataConfig())
+    network = build_on_meta(config, bodies)
+    count, plain = (
+        sum(p.numel() for p in network.parameters()),
+        count_parameters(load(TrainConfig, [ROOT / model]), bodies),
+    )
+    assert all(p.is_meta for p in network.parameters())
+    assert (count - plain) / plain < (0.3 if network.expert is not None or "tiny" in model else 0.015)
+    window, rule = config.data.window, network.attention
+    latents = [
+        frames if config.codec.kind == "pixel" else (frames - 1) / 4 + 1
+        for frames in (window.num_context_frames, window.num_frames)
+    ]
+    chunks, rest = divmod(latents[1] - latents[0], rule.chunk_frames) if rule.causal else (1, 0)
+    assert rest == 0 and all(n == int(n) for n in latents) and window.action_horizon % chunks == 0
+
+
+def test_there_are_recipes_and_models() -> None:
+    assert len(RECIPES) == 6
