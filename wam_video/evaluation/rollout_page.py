@@ -4,11 +4,13 @@ import base64
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from wam_video.data.video import encode_mp4
@@ -36,22 +38,31 @@ _CSS = """
 """
 
 
-def write_films(rollouts: Rollouts, folder: Path) -> dict[str, bytes]:
+@dataclass(frozen=True, kw_only=True)
+class Film:
+    """A film of one episode."""
+
+    mp4: bytes
+    first: UInt8[np.ndarray, "h w 3"]
+    """Its first frame."""
+
+
+def write_films(rollouts: Rollouts, folder: Path) -> dict[str, Film]:
     """Write the films into `folder/films` and return them by file name.
 
     Raises:
         DataError: The folder can't be written.
     """
-    made: dict[str, bytes] = {}
+    made: dict[str, Film] = {}
     for played in rollouts.played:
         for episode in played.episodes:
             if episode.film:
                 frames, fps = film(episode, rollouts.action_rate)
-                made[_film_name(played, episode)] = encode_mp4(frames, fps=fps, crf=23)
+                made[_film_name(played, episode)] = Film(mp4=encode_mp4(frames, fps=fps, crf=23), first=frames[0])
     try:
         (folder / "films").mkdir(parents=True, exist_ok=True)
-        for name, data in made.items():
-            (folder / "films" / name).write_bytes(data)
+        for name, one in made.items():
+            (folder / "films" / name).write_bytes(one.mp4)
     except OSError as error:
         raise DataError(f"output {str(folder)!r} can't be written ({error.strerror}); choose another folder") from error
     return made
@@ -78,7 +89,7 @@ def write(rollouts: Rollouts, folder: Path) -> tuple[Path, Path]:
     return folder / "rollout.json", folder / "report.html"
 
 
-def render(rollouts: Rollouts, films: Mapping[str, bytes]) -> str:
+def render(rollouts: Rollouts, films: Mapping[str, Film]) -> str:
     """Return the page."""
     css = files("wam_video.evaluation").joinpath("report.css").read_text(encoding="utf-8")
     head = el(
@@ -177,7 +188,7 @@ def _curve(rollouts: Rollouts) -> Html:
     return line_chart(series, Axes(x_label="seconds", y_label="% of the episodes", title="Success over time"))
 
 
-def _films(rollouts: Rollouts, films: Mapping[str, bytes]) -> Html | None:
+def _films(rollouts: Rollouts, films: Mapping[str, Film]) -> Html | None:
     if not films:
         return None
     cards, inside = [], 0
@@ -186,11 +197,11 @@ def _films(rollouts: Rollouts, films: Mapping[str, bytes]) -> Html | None:
             name = _film_name(p, e)
             if name not in films:
                 continue
-            inside += len(films[name])
+            inside += len(films[name].mp4)
             source = f"films/{name}"
             if inside <= MAX_BYTES:
-                source = f"data:video/mp4;base64,{base64.b64encode(films[name]).decode()}"
-            cards.append(_card(p, e, source, rollouts.action_rate))
+                source = f"data:video/mp4;base64,{base64.b64encode(films[name].mp4).decode()}"
+            cards.append(_card(p, e, (source, films[name].first), rollouts.action_rate))
     scores = [
         f"{p.name}: expected pictures {number(m['psnr_moving'])} dB on what moved, the last seen picture shown again "
         f"{number(m['psnr_moving_still'])} dB"
@@ -213,9 +224,10 @@ def _films(rollouts: Rollouts, films: Mapping[str, bytes]) -> Html | None:
     )
 
 
-def _card(played: Played, episode: Episode, source: str, rate: float) -> Html:
+def _card(played: Played, episode: Episode, movie: tuple[str, np.ndarray], rate: float) -> Html:
+    source, first = movie
     still = io.BytesIO()
-    Image.fromarray(episode.film[0]).save(still, "JPEG", quality=80)
+    Image.fromarray(first).save(still, "JPEG", quality=80)
     poster = f"data:image/jpeg;base64,{base64.b64encode(still.getvalue()).decode()}"
     video = el("video", src=source, poster=poster, loop=True, muted=True, autoplay=True, playsinline=True)
     won = episode.success_step is not None
@@ -337,7 +349,7 @@ def _method(rollouts: Rollouts) -> Html:
     ]
     words = [
         ("Success", "The simulator's own test, met at any time of an episode."),
-        ("What may be said", "Policies are compared start by start (McNemar's exact test, 5 %, corrected for the number of comparisons). "
+        ("What may be said", "Policies are compared start by start (McNemar's exact test, 5 %, corrected for the number of comparisons of a kind). "
          "Where the starts are too few to carry a claim, none is made."),
         ("Scripted expert", "Sees positions that no camera shows; it marks what the time limit allows. The controls decide at every step, "
          "and at once, whatever latency or deadline the models have."),

@@ -255,12 +255,12 @@ def _compare(played: Sequence[Played], earlier: Sequence[Mapping[str, Any]]) -> 
     models = [p.record for p in played if p.is_model]
     controls = [p.record for p in played if not p.is_model]
     old = [dict(policy, name=f"{policy['name']} (earlier)") for policy in earlier]
-    pairs = [
-        *combinations(models, 2),
-        *((o, m) for m in models for o in old),
-        *((c, m) for m in models for c in controls),
-    ]
-    return [_compare_two(a, b, len(pairs)) for a, b in pairs]
+    # two questions, each with its own correction: which model is better, and does it beat what needs no model
+    families = (
+        [*combinations(models, 2), *((o, m) for m in models for o in old)],
+        [(c, m) for m in models for c in controls],
+    )
+    return [_compare_two(a, b, len(family)) for family in families for a, b in family]
 
 
 def _compare_two(a: Mapping[str, Any], b: Mapping[str, Any], comparisons: int) -> Comparison:
