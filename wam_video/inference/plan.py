@@ -155,7 +155,7 @@ def plan_decision(
         weight_bytes=parameters * bytes_each,
         cache_bytes=cache,
         expert_steps=shape.expert is not None and step.video == 0,
-        working_bytes=config.rows * _working_bytes(shape, step),
+        working_bytes=config.rows * max(_working_bytes(shape, part) for part in (before, step) if part),
         call_time=call_time,
         prefill_time=first_time,
         latency_s=first_time.seconds + config.calls * call_time.seconds,

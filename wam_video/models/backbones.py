@@ -288,7 +288,7 @@ def _initialise(model: nn.Module, dtype: torch.dtype | None, generator: torch.Ge
     expert = getattr(model, "expert", None)
     if isinstance(expert, ActionExpert):
         expert.to_empty(device="cpu").reset_parameters(
-            model if model.config["expert"]["init"] == "interpolate" else None, generator
+            model if expert.config.init == "interpolate" else None, generator
         )
         for name, value in expert.named_parameters():
             _place(expert, name, value.detach().to(_dtype(kind, name, dtype)))

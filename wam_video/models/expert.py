@@ -102,6 +102,7 @@ class ActionExpert(nn.Module):
         norm_out: bool = True,
     ) -> None:
         super().__init__()
+        self.config = config
         freq_dim, text_dim, image_dim = conditions
         reads = config.cross_attention
         self.condition_embedder = ConditionEmbedder(

@@ -13,7 +13,7 @@ from typing import Any
 
 from wam_video.errors import ConfigError, one_of
 from wam_video.models.devices import GIGA, Device, Roofline, roofline
-from wam_video.models.flops import Call, NetworkShape, forward_flops
+from wam_video.models.flops import EXPERT, Call, NetworkShape, forward_flops, towers
 
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
 OFFLOADS = ("none", "optimizer", "all")
@@ -143,12 +143,17 @@ def block_activations(shape: NetworkShape, call: Call, *, bf16_weights: bool) ->
 
     Under autocast the residual stream is float32; with bf16 weights it is bf16, and so are four more tokens-by-width saves.
     """
-    tokens = call.queries
-    width = 70 if bf16_weights else 86
-    saved = tokens * (width * shape.dim + 4 * shape.ffn_dim + 8 * shape.heads + 36)
-    if shape.gated:  # the outputs of video's second attention, and keys and values of both streams side by side
-        saved += call.video * 4 * (shape.dim + shape.heads) + tokens * 4 * shape.dim + 2 * shape.heads
-    return saved + call.context * (12 * shape.dim + 4)
+    saved = 0
+    for tower, tokens, _ in towers(shape, call):
+        outside = (34 if bf16_weights else 50) - (0 if tower.reads else 6)
+        inside, each = (36, 8 * shape.heads + 36) if tower.reads else (24, 4 * shape.heads + 24)
+        saved += tokens * (outside * tower.dim + inside * shape.dim + 4 * tower.ffn_dim + each)
+        saved += call.context * (12 * shape.dim + 4) if tower.reads else 0
+    if shape.blind:  # keys and values of video once more, beside those of the others
+        saved += call.video * 4 * shape.dim
+    elif shape.gated:  # the outputs of video's second attention, and keys and values of both streams side by side
+        saved += call.video * 4 * (shape.dim + shape.heads) + call.queries * 4 * shape.dim + 2 * shape.heads
+    return saved
 
 
 def activation_bytes(
@@ -160,9 +165,9 @@ def activation_bytes(
     rounded to 20 bytes a token and channel.
     """
     block = block_activations(shape, call, bf16_weights=bf16_weights)
-    kept = call.queries * shape.dim * (2 if bf16_weights else 4)
-    blocks = shape.layers * kept + block if checkpointing else shape.layers * block
-    return batch_size * (blocks + 20 * call.queries * shape.dim)
+    stream = sum(tokens * tower.dim for tower, tokens, _ in towers(shape, call))
+    blocks = shape.layers * stream * (2 if bf16_weights else 4) + block if checkpointing else shape.layers * block
+    return batch_size * (blocks + 20 * stream)
 
 
 def training_flops(shape: NetworkShape, call: Call, *, checkpointing: bool = False) -> int:
@@ -268,6 +273,8 @@ def plan_training(
     """Plan a run: `parameters` by part (`models.flops.count_parameters`), all of them trained."""
     total = sum(parameters.values())
     block = (shape.block_weights + 12 * shape.dim) if shape.layers else total
+    if sharding.strategy == "fsdp2":  # the expert is no part of the blocks that are wrapped: its weights stay gathered
+        block += parameters.get(EXPERT, 0)
     state = state_memory(total, block, sharding)
     low = sharding.bf16_weights
     plain, checkpointed = (

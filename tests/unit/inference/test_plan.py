@@ -8,6 +8,7 @@ from wam_video.flow.modes import POLICY_PATHS
 from wam_video.inference.plan import DecisionConfig, decision_layout, plan_decision
 from wam_video.models.devices import get_device
 from wam_video.models.flops import NetworkShape
+from wam_video.models.masks import AttentionConfig
 from wam_video.models.transformer import WAMTransformer
 
 
@@ -53,3 +54,24 @@ def test_new_frames_are_frames_of_the_context_in_a_cache() -> None:
     for wrong in ({"fresh": 2, "context": 1, "cached": True}, {"fresh": 1, "context": 2}, {"fresh": 0, "cached": True}):
         with pytest.raises(ConfigError, match="fresh is"):
             DecisionConfig(**wrong)
+
+
+def test_a_decision_with_an_expert_is_one_trunk_pass_and_its_steps() -> None:
+    """FastWAM: Wan2.2 5B, an expert of 1024 beside 3072, 32 actions, ten steps."""
+    rule = {"video_sees_actions": False, "actions_see_video": "observed"}
+    sizes = dict(num_layers=30, num_attention_heads=24, attention_head_dim=128, ffn_dim=14336, text_dim=4096)
+    shape = shape_of(expert={"dim": 1024, "ffn_dim": 4096}, attention=rule, in_channels=48, **sizes)
+    attention = AttentionConfig.read(rule)
+    layout = decision_layout(shape.layout(views=1, grid=(9, 14, 28), actions=32), POLICY_PATHS["unknown"], 1, attention)
+    config = DecisionConfig(calls=10, text=512).for_network(attention)
+    plan = plan_decision(shape, layout, 6_020_000_000, config, get_device("h100"))
+    assert plan.expert_steps and config.cached and layout.frames == 1
+    assert (plan.trunk_queries, plan.queries, plan.keys) == (98, 33, 131)
+    assert plan.decision_flops == plan.prefill_flops + 10 * plan.call_flops
+    assert plan.call_flops < plan.prefill_flops / 10
+    one_tower = plan_decision(
+        shape_of(attention=rule, in_channels=48, **sizes), layout, 5_000_000_000, config, get_device("h100")
+    )
+    assert one_tower.prefill_flops < plan.prefill_flops and not one_tower.expert_steps
+    assert one_tower.call_flops > 3 * plan.call_flops  # its actions go through the trunk's layers
+    assert plan.call_time.memory_s < one_tower.call_time.memory_s / 3

@@ -117,12 +117,19 @@ def saved_bytes(model: WAMTransformer, *, frames: int, actions: int, text: int) 
 
 
 @pytest.mark.parametrize(
-    ("coupling", "frames", "actions", "text", "ffn"),
-    [("full", 3, 8, 16, 500), ("full", 5, 3, 40, 260), ("gated", 3, 20, 16, 300)],
+    ("options", "frames", "actions", "text", "ffn"),
+    [
+        ({}, 3, 8, 16, 500),
+        ({}, 5, 3, 40, 260),
+        ({"action_coupling": "gated"}, 3, 20, 16, 300),
+        ({"expert": {"dim": 40, "ffn_dim": 52}}, 3, 18, 16, 300),
+        ({"expert": {"dim": 40, "ffn_dim": 52, "cross_attention": False}}, 3, 18, 16, 300),
+        ({"expert": {"dim": 28, "ffn_dim": 72}, "attention": {"video_sees_actions": False}}, 5, 25, 30, 300),
+    ],
 )
-def test_activations_are_what_autograd_saves(coupling: str, frames: int, actions: int, text: int, ffn: int) -> None:
+def test_activations_are_what_autograd_saves(options: dict, frames: int, actions: int, text: int, ffn: int) -> None:
     torch.manual_seed(0)
-    sizes = dict(embodiments=BODY, num_attention_heads=4, attention_head_dim=24, ffn_dim=ffn, action_coupling=coupling)
+    sizes = dict(embodiments=BODY, num_attention_heads=4, attention_head_dim=24, ffn_dim=ffn, **options)
     models = [WAMTransformer(num_layers=layers, **sizes) for layers in (1, 5)]
     shape = NetworkShape.of(models[1].config)
     call = whole(shape.layout(views=1, grid=(frames, 8, 8), actions=actions), text)
