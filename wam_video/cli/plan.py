@@ -28,10 +28,12 @@ if TYPE_CHECKING:
 _EXAMPLE = """\
 examples:
   wam-video plan configs/model/tiny.yaml configs/data/pusht.yaml --grid 4 4 4 --device cpu
+  wam-video plan configs/model/wan2.1-14b.yaml configs/recipe/dreamzero.yaml --grid 9 44 80
   wam-video plan configs/model/wan2.1-14b.yaml gradient_checkpointing=true --grid 9 44 80 --context 7 --actions 24 \\
       --gpus 64 --zero 3 --device h100 --cached --fresh 2 --steps 16 --guidance --output plan.json
 
-The grid is in latents (frames, rows, columns) of one view, context included, before patches."""
+The grid is in latents (frames, rows, columns) of one view, context included, before patches. Of a decision, what is not said
+is as the configuration has it (scheduler, model.attention): steps, guidance, what is cached, the last chunk of the grid."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,10 +54,10 @@ def parser() -> argparse.ArgumentParser:
         "--grid", type=int, nargs=3, metavar=("T", "H", "W"), help="latents (default: from data.window)"
     )
     sample.add_argument(
-        "--context", type=int, help="latent frames that were observed (default: from data.window, or 1)"
+        "--context", type=int, help="latent frames that were observed (default: from data.window, or all but a chunk)"
     )
     sample.add_argument("--views", type=int, help="cameras (default: data.window.max_views)")
-    sample.add_argument("--actions", type=int, help="action steps (default: data.window.action_horizon)")
+    sample.add_argument("--actions", type=int, help="action steps (default: of data.window; of one chunk)")
     sample.add_argument("--text-tokens", type=int, help="default: text.max_length")
     sample.add_argument(
         "--image-tokens", type=int, default=257, help="where the model has an image context (default: 257)"
@@ -73,11 +75,13 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--batch-size", type=int, help="samples in a micro-batch (default: batch_size of the config)")
     act = result.add_argument_group("a decision")
     act.add_argument("--mode", default="policy", help="policy, forward, inverse, video or joint")
-    act.add_argument("--policy-path", default="unknown", help="future video in mode policy: unknown, absent or joint")
-    act.add_argument("--steps", type=int, default=8, help="network calls (twice the steps with heun)")
-    act.add_argument("--guidance", action="store_true", help="an unconditional row beside each")
+    act.add_argument("--policy-path", help="future video in mode policy: unknown, absent or joint")
+    act.add_argument("--steps", type=int, help="network calls (default: of the scheduler's path)")
+    act.add_argument("--guidance", action=argparse.BooleanOptionalAction, help="an unconditional row beside each")
     act.add_argument("--cached", action="store_true", help="keys and values of observed frames and prompt are kept")
-    act.add_argument("--fresh", type=int, help="observed latent frames that are not in the cache yet (default: all)")
+    act.add_argument(
+        "--fresh", type=int, help="observed latent frames that are not in the cache yet (default: a chunk, or all)"
+    )
     act.add_argument("--robots", type=int, default=1, help="served at once")
     act.add_argument("--precision", default="bf16", help="bf16 or fp8")
     return result
@@ -114,9 +118,9 @@ def make_plan(arguments: argparse.Namespace) -> dict[str, Any]:
     embodiments, note = find_embodiments(config.data)
     network = build_on_meta(config, embodiments)
     shape, parameters = NetworkShape.of(network.config), count_parameters(network)
+    _fill(arguments, config, network.attention)
     grid, context = _frames(arguments, config)
-    window = config.data.window
-    actions = window.action_horizon if arguments.actions is None else arguments.actions
+    window, actions = config.data.window, arguments.actions
     layout = shape.layout(views=window.max_views, grid=grid, actions=actions)
     text = config.text.max_length if arguments.text_tokens is None else arguments.text_tokens
     image = arguments.image_tokens if shape.image_dim else 0
@@ -138,6 +142,44 @@ def make_plan(arguments: argparse.Namespace) -> dict[str, Any]:
         "training": _training(arguments, config, shape, call, parameters).to_dict(),
         "decision": _decision(arguments, network.attention, shape, layout, sum(parameters.values()), sizes).to_dict(),
     }
+
+
+def _fill(arguments: argparse.Namespace, config: "TrainConfig", rule: "AttentionConfig") -> None:
+    """Give arguments that were left out what the configuration says of them."""
+    from wam_video.errors import one_of
+    from wam_video.flow.modes import MODES, POLICY_PATHS, get_mode, path_grid
+    from wam_video.flow.scheduler import WAMScheduler, guidance_scales
+    from wam_video.tensors import Mode
+
+    scheduler, window = WAMScheduler(**config.scheduler), config.data.window
+    mode, path = get_mode(arguments.mode), arguments.policy_path or scheduler.config["policy_path"]
+    if path not in POLICY_PATHS:
+        raise ConfigError(one_of("policy-path", path, POLICY_PATHS))
+    arguments.spec = POLICY_PATHS[path] if mode is Mode.POLICY else MODES[mode]
+    if arguments.steps is None:
+        steps = len(path_grid(arguments.spec, scheduler.path())) - 1
+        arguments.steps = 2 * steps - 1 if scheduler.config["solver"] == "heun" else steps
+    if arguments.guidance is None:
+        arguments.guidance = any(scale != 1 for scale in guidance_scales(scheduler.config["guidance_scale"]))
+    arguments.cached = arguments.cached or rule.caches
+    latents = [_latents(config, frames) for frames in (window.num_context_frames, window.num_frames)]
+    if rule.causal and arguments.grid is not None and arguments.context is None:
+        arguments.context = max(arguments.grid[0] - rule.chunk_frames, 1)
+    elif arguments.context is None and latents[0] and config.scheduler:
+        arguments.context = latents[0]
+    if rule.causal and arguments.fresh is None and arguments.context is not None:
+        arguments.fresh = min(rule.chunk_frames, arguments.context)
+    if arguments.actions is None:
+        whole = latents[0] and latents[1] and rule.causal and latents[1] > latents[0]
+        chunks = max((latents[1] - latents[0]) // rule.chunk_frames, 1) if whole else 1
+        arguments.actions = window.action_horizon // chunks
+
+
+def _latents(config: "TrainConfig", frames: int) -> int:
+    """Return how many latents frames become; 0 where the codec does not take so many."""
+    if config.codec.kind == "pixel":
+        return frames
+    return (frames - 1) // 4 + 1 if frames % 4 == 1 else 0
 
 
 def _frames(arguments: argparse.Namespace, config: "TrainConfig") -> tuple[tuple[int, int, int], int]:
@@ -191,16 +233,9 @@ def _decision(
     parameters: int,
     sizes: dict[str, int],
 ) -> "DecisionPlan":
-    from wam_video.errors import one_of
-    from wam_video.flow.modes import MODES, POLICY_PATHS, get_mode
     from wam_video.inference.plan import DecisionConfig, decision_layout, plan_decision
     from wam_video.models.devices import get_device
-    from wam_video.tensors import Mode
 
-    mode = get_mode(arguments.mode)
-    if arguments.policy_path not in POLICY_PATHS:
-        raise ConfigError(one_of("policy-path", arguments.policy_path, POLICY_PATHS))
-    spec = POLICY_PATHS[arguments.policy_path] if mode is Mode.POLICY else MODES[mode]
     config = DecisionConfig(
         calls=arguments.steps,
         guidance=arguments.guidance,
@@ -211,7 +246,7 @@ def _decision(
         efficiency=arguments.efficiency,
         **sizes,
     ).for_network(rule)
-    tokens = decision_layout(layout, spec, config.context, rule)
+    tokens = decision_layout(layout, arguments.spec, config.context, rule)
     return plan_decision(shape, tokens, parameters, config, get_device(arguments.device))
 
 

@@ -82,3 +82,34 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 def test_an_unknown_grid_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(main, [TINY]) == 2
     assert "give --grid" in capsys.readouterr().err
+
+
+RECIPES = MODELS.parent / "recipe"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "frames", "calls", "tokens", "pflop"),
+    [
+        (
+            "dreamzero",
+            9,
+            16,
+            1785,
+            1.87,
+        ),  # the release: 32 passes of some 58 TFLOP, 3 of which are the prompt's, each time
+        ("dreamzero_flash", 9, 1, 1785, 0.107),
+        ("fastwam", 3, 10, 33, 0.0274),
+        ("lingbot_va", 9, 13, 1793, 1.52),
+        ("x_wam", 3, 10, 2689, 0.736),
+        ("uwm", 4, 10, 3545, 0.987),
+    ],
+)
+def test_a_recipe_says_how_it_decides(
+    recipe: str, frames: int, calls: int, tokens: int, pflop: float, tmp_path: Path
+) -> None:
+    output = tmp_path / "plan.json"
+    sources = [str(MODELS / "wan2.1-14b.yaml"), str(RECIPES / f"{recipe}.yaml")]
+    assert main([*sources, "--grid", str(frames), "44", "80", "--output", str(output)]) == 0
+    decision = json.loads(output.read_text())["decision"]
+    assert (decision["calls"], decision["queries"]) == (calls, tokens)
+    assert decision["decision_flops"] == pytest.approx(pflop * 1e15, rel=0.01)
