@@ -9,9 +9,12 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from wam_video.data.manifest import hash_file
 from wam_video.errors import CheckpointError
 
 INDEX = "model_index.json"
+CHECKSUMS = "checksums.json"
+"""Beside the index: `{"sha256": {file: hex}}` of every safetensors file. Folders from before it existed have none."""
 CONFIG_FILES = {
     "transformer": "config.json",
     "vae": "config.json",
@@ -152,14 +155,46 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def write_checksums(folder: Path) -> None:
+    """Write the sha256 of the folder's safetensors files beside its index; nothing where it has none."""
+    files = {file.relative_to(folder).as_posix(): hash_file(file) for file in sorted(folder.glob("*/*.safetensors"))}
+    if files:
+        (folder / CHECKSUMS).write_text(json.dumps({"sha256": files}, indent=2) + "\n", encoding="utf-8")
+
+
+def verify_weights(folder: Path, passed: frozenset[str] = frozenset()) -> None:
+    """Check that weights are those that were exported, where the folder says what they were. Reads them all once.
+
+    Args:
+        folder: Checkpoint folder.
+        passed: Components that the caller brings, whose files are not looked at.
+
+    Raises:
+        CheckpointError: A file is missing or altered; the message names it.
+    """
+    if not (folder / CHECKSUMS).is_file():
+        return
+    listed = read_json(folder / CHECKSUMS).get("sha256")
+    if not isinstance(listed, dict):
+        raise CheckpointError(f"{folder / CHECKSUMS} has no 'sha256'; {_REMEDY}")
+    for name, expected in listed.items():
+        if name.partition("/")[0] in passed:
+            continue
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder / name} is missing, which {CHECKSUMS} lists; {_REMEDY}")
+        if (found := hash_file(folder / name)) != expected:
+            raise CheckpointError(
+                f"{folder / name} has sha256 {found[:16]}, {CHECKSUMS} says {str(expected)[:16]}: it was altered; {_REMEDY}, or "
+                f"remove {CHECKSUMS} if you changed the weights yourself"
+            )
+
+
 def model_hash(folder: str | Path) -> str:
     """Return a hash (sha256, hex) of a checkpoint folder: of the names and bytes of its JSON and safetensors files."""
     digest = hashlib.sha256()
     folder = Path(folder)
     for file in sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors")):
-        with file.open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
-        digest.update(f"{file.relative_to(folder).as_posix()}\0{content}\n".encode())
+        digest.update(f"{file.relative_to(folder).as_posix()}\0{hash_file(file)}\n".encode())
     return digest.hexdigest()
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
@@ -91,11 +92,15 @@ class WAMPipeline(DiffusionPipeline):
         check_components(transformer, vae, text_encoder, processor)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any) -> Self:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | PathLike[str], *, verify: bool = True, **kwargs: Any
+    ) -> Self:
         """Load a checkpoint folder, or a Hub repository, which is fetched as a folder first.
 
         Args:
             pretrained_model_name_or_path: Folder or Hub id.
+            verify: Read the weights once more and compare them with the hashes that were exported with them; some seconds
+                for ten gigabytes.
             kwargs: diffusers' own: `torch_dtype`, components to use instead of the saved ones, `revision`, `token`, ...
 
         Raises:
@@ -105,6 +110,8 @@ class WAMPipeline(DiffusionPipeline):
         folder = loading.resolve(fspath(pretrained_model_name_or_path), **hub)
         passed = frozenset(kwargs) & frozenset(loading.CONFIG_FILES)
         loading.check_folder(folder, cls.__name__, passed)
+        if verify:
+            loading.verify_weights(folder, passed)
         try:
             pipeline = super().from_pretrained(str(folder), **kwargs)
         except CheckpointError:
@@ -118,6 +125,17 @@ class WAMPipeline(DiffusionPipeline):
             if (module := getattr(pipeline, name)) is not None:
                 loading.check_weights(folder, name, module)
         return pipeline
+
+    def save_config(self, save_directory: str | PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Write the index and the hashes of the weights; `save_pretrained` calls it once all parts are written.
+
+        Args:
+            save_directory: Checkpoint folder.
+            push_to_hub: As in diffusers, as `kwargs`.
+            kwargs: For the upload.
+        """
+        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+        loading.write_checksums(Path(save_directory))
 
     @torch.no_grad()
     def __call__(  # noqa: PLR0913 - the public contract: one keyword each

@@ -6,11 +6,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES, _get_custom_components_and_folders
+from huggingface_hub import ModelCard
 
 from wam_video.errors import CheckpointError
 from wam_video.inference import loading
@@ -155,9 +157,16 @@ def cut_weights(copy: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
+def flip_a_weight(copy: Path, name: str = "transformer/diffusion_pytorch_model.safetensors") -> None:
+    data = bytearray((copy / name).read_bytes())
+    data[-3] ^= 1
+    (copy / name).write_bytes(bytes(data))
+
+
 def drop_a_tensor(copy: Path) -> None:
     from safetensors.torch import load_file, save_file
 
+    (copy / "checksums.json").unlink()  # a folder from before weights were hashed
     file = copy / "transformer" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(file)
     del tensors["blocks.0.attn1.to_q.weight"]
@@ -178,6 +187,13 @@ def edit(name: str, key: str, value: object) -> Callable[[Path], None]:
     [
         (flip_statistics, "hash"),
         (cut_weights, "diffusion_pytorch_model.safetensors can't be read"),
+        (flip_a_weight, "transformer/diffusion_pytorch_model.safetensors has sha256 .* checksums.json says"),
+        (
+            lambda copy: flip_a_weight(copy, "text_encoder/model.safetensors"),
+            "text_encoder/model.safetensors has sha256",
+        ),
+        (edit("checksums.json", "sha256", None), "checksums.json has no 'sha256'"),
+        (edit("checksums.json", "sha256", {"vae/more.safetensors": "0"}), "vae/more.safetensors is missing"),
         (drop_a_tensor, "transformer.*blocks.0.attn1.to_q.weight"),
         (lambda copy: (copy / "vae" / "config.json").write_text("{"), "vae/config.json can't be read"),
         (edit("model_index.json", "_class_name", "WanPipeline"), "WanPipeline"),
@@ -200,6 +216,38 @@ def test_an_altered_checkpoint_is_refused_in_one_line(
     with pytest.raises(CheckpointError, match=message) as caught:
         WAMPipeline.from_pretrained(copy)
     assert "\n" not in str(caught.value)
+
+
+def test_altered_weights_load_where_that_is_asked_for(copy: Path) -> None:
+    flip_a_weight(copy)
+    assert WAMPipeline.from_pretrained(copy, verify=False).transformer is not None
+    with pytest.raises(CheckpointError, match="sha256"):
+        WAMPipeline.from_pretrained(copy)
+    part = WAMPipeline.from_pretrained(copy, verify=False).transformer
+    assert WAMPipeline.from_pretrained(copy, transformer=part).transformer is part
+    (copy / "checksums.json").unlink()
+    assert WAMPipeline.from_pretrained(copy).transformer is not None, "a folder from before weights were hashed"
+
+
+def test_hashes_are_of_what_was_saved_and_come_before_an_upload(folder: Path, tmp_path: Path) -> None:
+    pipeline = WAMPipeline.from_pretrained(folder)
+    uploaded: list[set[str]] = []
+    pipeline._upload_folder = lambda where, *_, **__: uploaded.append({p.name for p in Path(where).iterdir()})
+    with torch.no_grad():
+        next(iter(pipeline.transformer.parameters())).add_(1)
+    pipeline.save_pretrained(tmp_path / "again")
+    old, new = (json.loads((f / "checksums.json").read_text())["sha256"] for f in (folder, tmp_path / "again"))
+    assert old.keys() == new.keys()
+    assert {name.partition("/")[0] for name in old if old[name] != new[name]} == {"transformer"}
+    WAMPipeline.from_pretrained(tmp_path / "again")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("diffusers.pipelines.pipeline_utils.create_repo", lambda *_, **__: SimpleNamespace(repo_id="a/b"))
+        patch.setattr(
+            "diffusers.pipelines.pipeline_utils.load_or_create_model_card", lambda *_, **__: ModelCard("words")
+        )
+        patch.setattr("diffusers.pipelines.pipeline_utils.populate_model_card", lambda card: card)
+        pipeline.save_pretrained(str(tmp_path / "pushed"), push_to_hub=True)
+    assert "checksums.json" in uploaded[0]
 
 
 def test_parts_of_two_models_do_not_go_together() -> None:
