@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -11,13 +12,17 @@ from tests.unit.training.fakes import FakeFeed, tiny_config
 from wam_video.cli.train import _launch
 from wam_video.training import callbacks as hooks
 from wam_video.training.accelerator import EngineConfig, start_engine
+from wam_video.training.config import AdapterConfig, OptimConfig
 from wam_video.training.trainer import Trainer
 
+PARTS = {"adapter": AdapterConfig, "optim": OptimConfig}
 
-def main(folder: Path, settings: dict[str, int | float | str]) -> None:
+
+def main(folder: Path, settings: dict[str, Any]) -> None:
     """Train for the given steps in all, and save the weights and the facts of this process."""
     torch.set_num_threads(1)
-    config = tiny_config(folder, **settings)
+    parts = {key: kind(**settings.pop(key)) for key, kind in PARTS.items() if key in settings}
+    config = tiny_config(folder, **settings, **parts)
     engine = start_engine(EngineConfig.of(config), _launch())
     trainer = Trainer(config, FakeFeed(), engine)
     first_step = trainer.progress.step

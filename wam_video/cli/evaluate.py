@@ -3,7 +3,7 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from wam_video.cli.command import DONE, quiet_libraries, run
@@ -35,6 +35,13 @@ def parser() -> argparse.ArgumentParser:
         required=True,
         metavar="[NAME=]FOLDER",
         help="checkpoint folder or hub id; repeatable",
+    )
+    add(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="[NAME=]FOLDER",
+        help="adapter for the model of that name, or for the only one; repeatable",
     )
     add("--data", required=True, metavar="SHARDS", help="folder that `wam-video data convert` wrote")
     add("--output", type=Path, required=True, metavar="DIR", help="where metrics.json and report.html go")
@@ -78,8 +85,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from wam_video.evaluation.report import write
     from wam_video.tensors import Mode
 
+    models = parse_named("--model", arguments.model)
     config = EvaluateConfig(
-        models=parse_named("--model", arguments.model),
+        models=models,
+        adapters=_adapters(arguments.adapter, models),
         data=arguments.data,
         modes=_modes(arguments.modes) or tuple(Mode),
         split=arguments.split,
@@ -99,6 +108,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     metrics, page = write(report, arguments.output)
     print(f"{metrics}\n{page}")
     return DONE
+
+
+def _adapters(values: Sequence[str], models: Mapping[str, str]) -> dict[str, str]:
+    """Split `NAME=PATH`; a bare path is for the only model."""
+    only = [f"{next(iter(models))}={value}" if "=" not in value else value for value in values]
+    if len(models) > 1 and only != list(values):
+        raise ConfigError(f"--adapter names no model; allowed: NAME=FOLDER with NAME one of {', '.join(models)}")
+    return parse_named("--adapter", only)
 
 
 def _modes(values: Sequence[str] | None) -> tuple["Mode", ...]:  # noqa: F821

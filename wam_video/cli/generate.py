@@ -25,6 +25,7 @@ _EXAMPLE = """\
 examples:
   wam-video generate --model runs/mine/model --mode policy --input shards/mine --output out
   wam-video generate --model runs/mine/model --mode forward --input shards/mine --episode 3 --start 1.5 --output out
+  wam-video generate --model model --adapter runs/mine/adapter --mode policy --input shards/mine --output out
   wam-video generate --model runs/mine/model --mode video --input clip.mp4 --prompt "fold the towel" --output out
 
 writes actions.npy (float32 [ta, da], the robot's own units) and/or video.mp4 (the future frames), comparison.mp4 (the
@@ -43,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = result.add_argument
     add("--model", required=True, metavar="FOLDER|HUB_ID", help="checkpoint")
+    add("--adapter", metavar="FOLDER|HUB_ID", help="adapter that was trained on that checkpoint")
     add("--mode", required=True, metavar="MODE", help="policy, forward, inverse, video or joint")
     add(
         "--input",
@@ -74,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     mode = get_mode(arguments.mode)
     from wam_video.inference.recording import Place, open_recording
 
-    pipeline = _load(arguments.model, arguments.device)
+    pipeline = _load(arguments.model, arguments.adapter, arguments.device)
     place = Place(episode=arguments.episode, start_s=arguments.start, embodiment=arguments.embodiment)
     recording = open_recording(arguments.input, place, pipeline.processor)
     inputs = recording.call_arguments(mode)
@@ -98,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return DONE
 
 
-def _load(model: str, device: str) -> "WAMPipeline":
+def _load(model: str, adapter: str | None, device: str) -> "WAMPipeline":
     import torch
 
     from wam_video.inference.pipeline import WAMPipeline
@@ -107,6 +109,8 @@ def _load(model: str, device: str) -> "WAMPipeline":
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     pipeline = WAMPipeline.from_pretrained(model)
+    if adapter is not None:
+        pipeline.load_adapter(adapter)
     try:
         pipeline.to(device)
     except (
@@ -138,7 +142,7 @@ def _summary(
     inputs: dict[str, Any],
     output: "WAMOutput",
 ) -> dict[str, Any]:
-    from wam_video.inference.loading import model_hash
+    from wam_video.inference.loading import model_hash, resolve
     from wam_video.inference.recording import compare
 
     summary = {
@@ -155,6 +159,8 @@ def _summary(
         "prompt": inputs["prompt"],
         "errors": compare(recording, output, pipeline.processor),
     }
+    if arguments.adapter is not None:
+        summary |= {"adapter": arguments.adapter, "adapter_hash": model_hash(resolve(arguments.adapter))}
     if "actions" in inputs:
         summary["actions_from"] = "recording" if arguments.actions is None else str(arguments.actions)
     return summary

@@ -62,13 +62,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _show(config: "TrainConfig") -> int:
-    from wam_video.training.build import count_parameters
+    from wam_video.training.adapters import add_adapter
+    from wam_video.training.build import build_on_meta
     from wam_video.training.feed import find_embodiments
+    from wam_video.training.optim import describe_parts, lr_scales
 
     embodiments, note = find_embodiments(config.data)
-    count = count_parameters(config, embodiments)
+    network = build_on_meta(config, embodiments)
+    count = sum(p.numel() for p in network.parameters())
+    add_adapter(network, config.adapter, config.seed)
+    unseen = ["text_encoder.weights"] if config.text.train else []  # it is not built: a stand-in for its names
+    unseen += ["head.weights"] if config.teacher.kind != "none" else []  # nor is the teacher's head
+    scales = lr_scales(config, [*(name for name, _ in network.named_parameters()), *unseen])
     print(to_yaml(config), end="")
     print(f"# {count:,} parameters in the network ({note})")
+    for line in describe_parts(network.named_parameters(), scales):
+        print(f"#   {line}")
     return DONE
 
 
@@ -92,11 +101,12 @@ def _train(config: "TrainConfig") -> int:
         trackers = open_trackers(config.trackers, trainer.output, {"config": to_yaml(config)}, trainer.start_step)
     _LOG.info("%s, %d parameters", engine.describe(), sum(p.numel() for p in engine.module.parameters()))
     export_every = config.save_every if config.export_on_save else 0
+    alone = config.adapter.kind != "none" and config.adapter.export == "adapter"
     chain = [
         hooks.LogCallback(config.log_every),
         *([hooks.ValidateCallback(config.eval_every)] if config.eval_every else []),
         hooks.CheckpointCallback(config.save_every),
-        hooks.ExportCallback(_export, trainer.output / "model", export_every),
+        hooks.ExportCallback(_export, trainer.output / ("adapter" if alone else "model"), export_every),
         hooks.TrackerCallback(trackers),
     ]
     try:
@@ -125,9 +135,14 @@ def _launch() -> "Launch":
 def _export(folder: Path, parts: "Parts", config: "TrainConfig") -> None:
     from wam_video.flow.scheduler import WAMScheduler
     from wam_video.inference.pipeline import WAMPipeline
+    from wam_video.models.adapters import merged, save_adapter
 
+    if config.adapter.kind != "none" and config.adapter.export == "adapter":
+        save_adapter(parts.transformer, folder, base=parts.base_hash, base_name=parts.base_name)
+        parts.processor.save_pretrained(folder / "processor")  # the embodiments and statistics that go with it
+        return
     pipeline = WAMPipeline(
-        transformer=parts.transformer,
+        transformer=merged(parts.transformer),
         vae=parts.codec,
         text_encoder=parts.text_encoder,
         tokenizer=parts.tokenizer,

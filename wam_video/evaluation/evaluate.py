@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from wam_video import __version__
-from wam_video.errors import ConfigError, DataError
+from wam_video.errors import ConfigError, DataError, one_of
 from wam_video.evaluation.intervals import BootstrapConfig
 from wam_video.evaluation.open_loop import Generated, OpenLoopConfig, Sampler, measure
 from wam_video.evaluation.report import Report
@@ -35,6 +35,8 @@ class EvaluateConfig:
 
     models: dict[str, str]
     """Name on the page -> checkpoint folder; shown side by side."""
+    adapters: dict[str, str] = field(default_factory=dict)
+    """Name on the page -> folder of the adapter that is put into that model."""
     data: str
     """Folder of shards."""
     modes: tuple[Mode, ...] = tuple(Mode)
@@ -51,6 +53,9 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if not self.models or not self.modes:
             raise ConfigError("there is nothing to evaluate; give at least one model and one mode")
+        for name in self.adapters:
+            if name not in self.models:
+                raise ConfigError(one_of("model of an adapter", name, self.models))
         if self.batch_size < 1:
             raise ConfigError(f"batch size is {self.batch_size}; allowed: 1 or more")
 
@@ -93,7 +98,10 @@ def evaluate(
     facts: Mapping[str, Any] = {}
     for name, path in config.models.items():
         folder = loading.resolve(path)
-        pipe = WAMPipeline.from_pretrained(folder).to(config.device)
+        pipe = WAMPipeline.from_pretrained(folder)
+        if name in config.adapters:
+            pipe.load_adapter(config.adapters[name])
+        pipe.to(config.device)
         data = open_windows(pipe.processor, config.data, config.split, config.num_windows)
         facts = facts or data.facts
         found, seconds = _run_model(config, name, pipe, data, on_progress)
@@ -149,7 +157,9 @@ def _describe(
 ) -> dict[str, Any]:
     answers = [a for unit in units for a in unit.answers]
     path = pipe.scheduler.path(config.num_inference_steps)
-    return {
+    adapter = config.adapters.get(name)
+    adapted = {"adapter": adapter, "adapter_hash": loading.model_hash(loading.resolve(adapter))} if adapter else {}
+    return adapted | {
         "name": name,
         "path": str(folder),
         "model_hash": loading.model_hash(folder),

@@ -10,11 +10,14 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from wam_video.data.manifest import hash_file
+from wam_video.data.processor import WAMProcessor
 from wam_video.errors import CheckpointError
 
 INDEX = "model_index.json"
 CHECKSUMS = "checksums.json"
 """Beside the index: `{"sha256": {file: hex}}` of every safetensors file. Folders from before it existed have none."""
+METRICS = "metrics.json"
+"""Figures that may stand beside the index; no part of the model."""
 CONFIG_FILES = {
     "transformer": "config.json",
     "vae": "config.json",
@@ -32,11 +35,12 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _REMEDY = "copy or fetch the checkpoint again"
 
 
-def resolve(name_or_path: str | Path, **hub: Any) -> Path:
+def resolve(name_or_path: str | Path, *, what: str = "model", **hub: Any) -> Path:
     """Return the checkpoint folder of a path or a Hub id; the latter is fetched first (JSON and safetensors only).
 
     Args:
         name_or_path: An existing folder, or `owner/name`.
+        what: What it is, for the messages.
         hub: Passed on to `huggingface_hub.snapshot_download`: `revision`, `token`, `cache_dir`, `local_files_only`, ...
 
     Raises:
@@ -47,7 +51,7 @@ def resolve(name_or_path: str | Path, **hub: Any) -> Path:
         return folder
     if folder.exists() or not _HUB_ID.fullmatch(str(name_or_path)):
         raise CheckpointError(
-            f"model {str(name_or_path)!r} is no folder; give a checkpoint folder or a Hub id 'owner/name'"
+            f"{what} {str(name_or_path)!r} is no folder; give a checkpoint folder or a Hub id 'owner/name'"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -56,7 +60,7 @@ def resolve(name_or_path: str | Path, **hub: Any) -> Path:
         return Path(snapshot_download(str(name_or_path), allow_patterns=_DOWNLOADED, **hub))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
-            f"model {str(name_or_path)!r} is no folder here and can't be fetched from the Hub ({first_line(error)}); "
+            f"{what} {str(name_or_path)!r} is no folder here and can't be fetched from the Hub ({first_line(error)}); "
             "give a checkpoint folder or a Hub id 'owner/name'"
         ) from error
 
@@ -138,6 +142,22 @@ def check_weights(folder: Path, component: str, module: nn.Module) -> None:
         )
 
 
+def adapter_processor(folder: Path) -> WAMProcessor:
+    """Return the processor of an adapter, which knows the embodiments that it was trained on.
+
+    Raises:
+        CheckpointError: It is missing or altered.
+    """
+    read_json(folder / "processor" / CONFIG_FILES["processor"])
+    try:
+        found: Any = WAMProcessor.from_pretrained(str(folder / "processor"))
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever diffusers raises at an altered file
+        raise CheckpointError(f"{folder / 'processor'} can't be loaded ({first_line(error)}); {_REMEDY}") from error
+    return found
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return the mapping in a JSON file.
 
@@ -190,10 +210,14 @@ def verify_weights(folder: Path, passed: frozenset[str] = frozenset()) -> None:
 
 
 def model_hash(folder: str | Path) -> str:
-    """Return a hash (sha256, hex) of a checkpoint folder: of the names and bytes of its JSON and safetensors files."""
+    """Return a hash (sha256, hex) of a checkpoint folder: of the names and bytes of its JSON and safetensors files.
+
+    Figures laid beside it (`metrics.json`) leave it as it is.
+    """
     digest = hashlib.sha256()
     folder = Path(folder)
-    for file in sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors")):
+    files = [p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors") and p != folder / METRICS]
+    for file in sorted(files):
         digest.update(f"{file.relative_to(folder).as_posix()}\0{hash_file(file)}\n".encode())
     return digest.hexdigest()
 

@@ -25,6 +25,7 @@ from wam_video.inference.noise import Generators, make_generators
 from wam_video.inference.outputs import WAMOutput, fit, physical_actions
 from wam_video.inference.registration import register_components
 from wam_video.inference.sampling import Prepared, SamplingConfig, decode_future, prepare
+from wam_video.models import adapters
 from wam_video.models.text import encode_text
 from wam_video.models.transformer import WAMTransformer
 from wam_video.models.video_codec import PixelCodec
@@ -125,6 +126,42 @@ class WAMPipeline(DiffusionPipeline):
             if (module := getattr(pipeline, name)) is not None:
                 loading.check_weights(folder, name, module)
         return pipeline
+
+    def load_adapter(
+        self, pretrained_model_name_or_path: str | PathLike[str], *, merge: bool = False, **hub: Any
+    ) -> None:
+        """Put an adapter that training exported into this model, which must be the one that it was trained on.
+
+        The adapter's embodiments and statistics take the place of the model's.
+
+        Args:
+            pretrained_model_name_or_path: Folder or Hub id of the adapter.
+            merge: Add it to the weights, so that the model can be saved; else it stays beside them.
+            hub: `revision`, `token`, ...
+
+        Raises:
+            CheckpointError: It is of another base, or a file is missing or altered.
+        """
+        folder = loading.resolve(fspath(pretrained_model_name_or_path), what="adapter", **hub)
+        info = adapters.read_info(folder)
+        adapters.check_base(self.transformer, folder, info)
+        processor = loading.adapter_processor(folder)
+        adapters.load_adapter(self.transformer, folder, info)
+        transformer = adapters.merged(self.transformer) if merge else self.transformer
+        check_components(transformer, self.vae, self.text_encoder, processor)
+        self.register_modules(transformer=transformer, processor=processor)
+
+    def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Write a checkpoint folder; the arguments are diffusers' own.
+
+        Raises:
+            ConfigError: The model has an adapter beside its weights.
+        """
+        if adapters.has_adapter(self.transformer):
+            raise ConfigError(
+                "the model has an adapter beside its weights; load it with merge=True to save a checkpoint"
+            )
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def save_config(self, save_directory: str | PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
         """Write the index and the hashes of the weights; `save_pretrained` calls it once all parts are written.

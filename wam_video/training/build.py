@@ -22,11 +22,13 @@ from wam_video.data.processor import WAMProcessor
 from wam_video.data.schema import EmbodimentSpec
 from wam_video.data.windows import WindowConfig
 from wam_video.errors import CheckpointError, ConfigError
+from wam_video.models.adapters import folder_hash
 from wam_video.models.backbones import backbone_arguments
 from wam_video.models.teacher import TeacherHead, read_block
 from wam_video.models.text import build_byte_t5, encode_text
 from wam_video.models.transformer import WAMTransformer
 from wam_video.models.video_codec import Codec, PixelCodec, latent_channels, num_latents, spatial_factor
+from wam_video.training.adapters import add_adapter
 from wam_video.training.config import CodecConfig, TextConfig, TrainConfig
 from wam_video.training.sample import TrainingSample
 
@@ -42,6 +44,9 @@ class Parts:
     tokenizer: PreTrainedTokenizerBase
     text_encoder: PreTrainedModel
     processor: WAMProcessor
+    base_hash: str = ""
+    """Of the weights that an adapter is for, where a checkpoint folder holds them."""
+    base_name: str = ""
 
 
 class Exporter(Protocol):
@@ -126,6 +131,9 @@ def build_parts(config: TrainConfig, embodiments: Mapping[str, EmbodimentSpec], 
     )
     if config.init_from is not None:
         load_initial_weights(parts, Path(config.init_from))
+        if config.adapter.kind != "none":
+            parts.base_hash, parts.base_name = folder_hash(Path(config.init_from) / "transformer"), config.init_from
+    add_adapter(transformer, config.adapter, config.seed)
     parts.codec.requires_grad_(False).eval()
     parts.text_encoder.requires_grad_(config.text.train)
     if config.gradient_checkpointing:

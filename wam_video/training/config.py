@@ -21,6 +21,7 @@ TRACKERS = ("tensorboard", "wandb", "trackio")
 FREE_ON_RESUME = (
     *("steps", "max_minutes", "save_every", "keep_last", "eval_every", "eval_windows", "log_every", "trackers"),
     *("output_dir", "num_processes", "engine", "gradient_checkpointing", "export_on_save", "scheduler"),
+    "adapter.export",
     *("data.num_workers", "data.cache_mb", "data.prefetch", "data.prefetch_factor"),
 )
 """Keys that may differ between a run and its continuation: none of them changes a sample, a loss or an update rule."""
@@ -102,6 +103,9 @@ class OptimConfig:
     """Learning rate at the last step as a share of `lr`."""
     clip_norm: float = 1.0
     """Largest norm of the gradient; 0 does not clip."""
+    groups: dict[str, float] = field(default_factory=dict)
+    """Learning rates as multiples of `lr`, 0 freezes: by part (`models.parts.PARTS`: trunk, expert, embodiment, conditioning,
+    text, lora) or by pattern of parameter names (`blocks.0.*`). Patterns win over parts, later patterns over earlier ones."""
 
     def __post_init__(self) -> None:
         if self.schedule not in ("constant", "cosine", "wsd"):
@@ -114,6 +118,52 @@ class OptimConfig:
         for name in ("decay_share", "min_lr_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"optim.{name} is {getattr(self, name)}; allowed: 0 to 1")
+        for key, scale in self.groups.items():
+            if not 0 <= scale < float("inf"):
+                raise ConfigError(
+                    f"optim.groups.{key} is {scale}; allowed: 0 (frozen) or more, as a multiple of optim.lr"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """Train a low-rank adapter (Hu et al. 2021) of the network that the run starts from, and leave that as it is."""
+
+    kind: str = "none"
+    """`none`: train the network itself; `lora`."""
+    rank: int = 16
+    alpha: float | None = None
+    """The adapter counts alpha / rank times; None: as `rank`, which is once."""
+    dropout: float = 0.0
+    """Of the adapter's inputs."""
+    target_modules: list[str] = field(
+        default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
+    )
+    """Ends of the names of the linear layers that are adapted."""
+    init: str = "kaiming"
+    """Of the first matrix, `kaiming` or `gaussian`; the second one is zero."""
+    full: list[str] = field(default_factory=lambda: ["embodiment"])
+    """Parts or patterns, as in `optim.groups`, that are trained whole along with it and saved with it."""
+    export: str = "merged"
+    """`merged`: a checkpoint folder with the adapter added to the weights; `adapter`: the adapter alone, in `adapter/`, for use
+    with the checkpoint of `init_from`."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("kind", ("none", "lora")),
+            ("init", ("kaiming", "gaussian")),
+            ("export", ("merged", "adapter")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(one_of(f"adapter.{name}", getattr(self, name), allowed))
+        if self.rank < 1:
+            raise ConfigError(f"adapter.rank is {self.rank}; allowed: 1 or more")
+        if self.alpha is not None and not self.alpha > 0:
+            raise ConfigError(f"adapter.alpha is {self.alpha}; allowed: above 0, or null for the rank")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"adapter.dropout is {self.dropout}; allowed: 0 to below 1")
+        if not self.target_modules:
+            raise ConfigError("adapter.target_modules is empty; name at least one linear layer, e.g. to_q")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +204,7 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     backbone: str | None = None
     """Folder or hub id, in diffusers' format, of the Wan network that the run starts from; its shape need not be set again."""
@@ -219,6 +270,16 @@ class TrainConfig:
         if self.optim.schedule != "constant" and self.optim.warmup_steps >= self.steps:
             raise ConfigError(
                 f"optim.warmup_steps is {self.optim.warmup_steps}; allowed: fewer than steps ({self.steps})"
+            )
+        if self.adapter.kind == "none":
+            return
+        if self.init_from is None and self.backbone is None:
+            raise ConfigError("adapter.kind is 'lora', but there is nothing to adapt; set init_from or backbone")
+        if self.adapter.export == "adapter" and (self.init_from is None or self.text.train):
+            what = "init_from is not set" if self.init_from is None else "text.train is set"
+            raise ConfigError(
+                f"adapter.export is 'adapter', but {what}: an adapter goes with a checkpoint folder whose other parts are "
+                "as they were; change that, or set adapter.export=merged"
             )
 
 

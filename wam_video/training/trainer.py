@@ -17,12 +17,13 @@ from wam_video.models.teacher import AlignmentTerms
 from wam_video.tensors import Batch, Prediction
 from wam_video.training import checkpoint, state
 from wam_video.training.accelerator import Engine
+from wam_video.training.adapters import seed_dropout
 from wam_video.training.build import Parts, TrainingModule, build_parts
 from wam_video.training.config import TrainConfig
 from wam_video.training.ema import EMA
 from wam_video.training.feed import Feed
 from wam_video.training.metrics import REGIONS, Tracker, region_sums
-from wam_video.training.optim import build_optimizer, learning_rate, set_learning_rate
+from wam_video.training.optim import build_optimizer, freeze, learning_rate, lr_scales, set_learning_rate
 from wam_video.training.run import Callback, StepResult
 from wam_video.training.sample import Sampler, SamplerConfig, TextCache, TrainingSample, is_video_absent
 from wam_video.training.teacher import Lesson, Teacher
@@ -64,11 +65,16 @@ class Trainer:
         self.parts.text_encoder.eval()  # trained or not: dropout would tie a step's bits to the global random state
         self.parts.codec.to(engine.device)  # type: ignore[arg-type]
         self.parts.text_encoder.to(engine.device)  # type: ignore[arg-type]
+        scales = lr_scales(config, [name for name, _ in module.named_parameters()])
+        freeze(module, scales)
         self.ema = EMA(config.ema, module)
-        engine.prepare(module, build_optimizer(config.optim, module))
+        engine.prepare(module, build_optimizer(config.optim, module, scales))
         self.sampler = Sampler(
             SamplerConfig(
-                seed=config.seed, density=config.density, loss=config.loss, prompt_dropout=config.text.prompt_dropout,
+                seed=config.seed,
+                density=config.density,
+                loss=config.loss,
+                prompt_dropout=config.text.prompt_dropout,
                 attention=self.parts.transformer.attention,
             ),
             self.parts.codec,
@@ -80,7 +86,7 @@ class Trainer:
             "config": to_dict(config),
             "data": {"stats_hash": processor.config["stats_hash"]},
         }
-        self._facts["teacher"] = self.teacher and self.teacher.fingerprint
+        self._facts |= {"base": self.parts.base_hash, "teacher": self.teacher and self.teacher.fingerprint}
         self._resume()
         self.start_step = self.progress.step
 
@@ -150,6 +156,7 @@ class Trainer:
             return None
         lr = learning_rate(self.config.optim, step, self.config.steps)
         set_learning_rate(self.engine.optimizer, lr)
+        seed_dropout(self.config.adapter, self.config.seed, step, self.engine.rank)
         regions = torch.zeros(2, len(REGIONS), device=self.engine.device)
         for number, (sample, lesson) in enumerate(zip(samples, lessons, strict=True)):
             regions += self._accumulate(sample, lesson, counts, last=number == len(samples) - 1)
@@ -221,6 +228,11 @@ class Trainer:
             raise DataError(
                 f"the data of {str(self.output)!r} have changed: statistics {saved['data']['stats_hash']} then, "
                 f"{self._facts['data']['stats_hash']} now; put them back or give another output_dir"
+            )
+        if saved.get("base", "") != self._facts["base"]:
+            raise CheckpointError(
+                f"init_from {self.config.init_from!r} has other weights than when {str(self.output)!r} was started; "
+                "put them back or give another output_dir"
             )
         if saved.get("teacher") != self._facts["teacher"]:
             raise CheckpointError(

@@ -30,7 +30,7 @@ def rows_of(batch: Batch, rows: list[int], indices: list[int]) -> Batch:
     for field in fields(batch):
         value = getattr(batch, field.name)
         taken[field.name] = value[rows] if isinstance(value, torch.Tensor) else value
-        if isinstance(value, tuple):
+        if isinstance(value, tuple) and value:
             taken[field.name] = tuple(value[row] for row in rows)
     return replace(Batch(**taken), indices=torch.tensor(indices))
 
@@ -99,3 +99,14 @@ def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[st
         for name in sorted(a.keys() | b.keys())
         if name not in a or name not in b or not torch.equal(a[name], b[name])
     ]
+
+
+def moved(trainer: Trainer, before: dict[str, torch.Tensor]) -> set[str]:
+    """Return the parameters that are not what they were, to the bit."""
+    after = dict(trainer.engine.module.named_parameters())
+    return {name for name, value in after.items() if not torch.equal(value, before[name])}
+
+
+def snapshot(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """Return copies of all parameters."""
+    return {name: value.detach().clone() for name, value in trainer.engine.module.named_parameters()}
