@@ -16,7 +16,7 @@ wam-video data inspect "$out/shards" --output "$out/data.html"
 
 say "2/4 train, stop after a minute, and go on where it stopped with the same command"
 run=(configs/model/tiny.yaml configs/data/pusht.yaml configs/train/quickstart.yaml
-  "data.datasets.pusht.path=$out/shards" "output_dir=$out/train" "steps=${STEPS:-300}")
+  "data.datasets.pusht.path=$out/shards" "output_dir=$out/train" "steps=${STEPS:-500}")
 wam-video train "${run[@]}" max_minutes=1
 wam-video train "${run[@]}"
 

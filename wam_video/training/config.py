@@ -88,9 +88,13 @@ class TextConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW and its schedule. Norms, biases, learned tokens and embodiment tables have no weight decay."""
+    """The optimizer and its schedule. Norms, biases, learned tokens and embodiment tables have no weight decay."""
 
+    name: str = "adamw"
+    """`adamw`, or `muon`: Muon for the matrices of the blocks and AdamW for the rest (`muon.MuonAdamW`); not with DeepSpeed."""
     lr: float = 3e-4
+    muon_lr_scale: float = 3.0
+    """Learning rate of Muon's matrices as a multiple of `lr`; its updates are scaled to the size of AdamW's."""
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
@@ -108,13 +112,13 @@ class OptimConfig:
     text, lora) or by pattern of parameter names (`blocks.0.*`). Patterns win over parts, later patterns over earlier ones."""
 
     def __post_init__(self) -> None:
-        if self.schedule not in ("constant", "cosine", "wsd"):
-            raise ConfigError(one_of("optim.schedule", self.schedule, ("constant", "cosine", "wsd")))
-        if self.lr <= 0:
-            raise ConfigError(f"optim.lr is {self.lr}; allowed: above 0")
-        for name in ("weight_decay", "warmup_steps", "clip_norm"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"optim.{name} is {getattr(self, name)}; allowed: 0 or more")
+        for name, choices in (("name", ("adamw", "muon")), ("schedule", ("constant", "cosine", "wsd"))):
+            if getattr(self, name) not in choices:
+                raise ConfigError(one_of(f"optim.{name}", getattr(self, name), choices))
+        for name in ("lr", "muon_lr_scale", "weight_decay", "warmup_steps", "clip_norm"):
+            value, positive = getattr(self, name), name.startswith(("lr", "muon"))
+            if value < 0 or (positive and value == 0):
+                raise ConfigError(f"optim.{name} is {value}; allowed: {'above 0' if positive else '0 or more'}")
         for name in ("decay_share", "min_lr_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"optim.{name} is {getattr(self, name)}; allowed: 0 to 1")

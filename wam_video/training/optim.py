@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from torch import nn
 from wam_video.errors import ConfigError, one_of
 from wam_video.models.parts import PARTS, part_of, plain_name
 from wam_video.training.config import OptimConfig, TrainConfig
+from wam_video.training.muon import MuonAdamW, is_block_matrix
 
 _LEARNED_TOKENS = (
     "scale_shift_table",
@@ -95,27 +97,29 @@ def describe_parts(named: Iterable[tuple[str, nn.Parameter]], scales: Mapping[st
 
 def build_optimizer(
     config: OptimConfig, module: nn.Module, scales: Mapping[str, float] | None = None
-) -> torch.optim.AdamW:
-    """Build AdamW over the trainable parameters of `module`, in two groups for each multiple of the learning rate.
+) -> torch.optim.Optimizer:
+    """Build the optimizer over the trainable parameters of `module`, in groups by rate and decay, Muon's matrices apart.
 
     Args:
         config: The optimizer.
         module: What is trained.
         scales: Multiple by parameter name, kept in the groups as `lr_scale`; None: 1 for all.
     """
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            key = 1.0 if scales is None else scales[name], decays(name, parameter)
+            turned = config.name == "muon" and is_block_matrix(name, parameter)
+            scale = 1.0 if scales is None else scales[name]
+            key = turned, scale * config.muon_lr_scale if turned else scale, decays(name, parameter)
             groups.setdefault(key, []).append(parameter)
-    ordered = [
-        {"params": groups[key], "weight_decay": config.weight_decay if key[1] else 0.0, "lr_scale": key[0]}
-        for key in sorted(groups, reverse=True)
-    ]
-    groups_lr = [group | {"lr": config.lr * group["lr_scale"]} for group in ordered]
-    return torch.optim.AdamW(
-        groups_lr, lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps, fused=True
-    )
+    ordered: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+    for turned, scale, decay in sorted(groups, reverse=True):
+        group = {"params": groups[turned, scale, decay], "lr_scale": scale, "lr": config.lr * scale}
+        ordered[turned].append(group | {"weight_decay": config.weight_decay if decay else 0.0})
+    betas = (config.betas[0], config.betas[1])
+    if config.name == "muon":
+        return MuonAdamW(ordered[True], ordered[False], betas=betas, eps=config.eps)
+    return torch.optim.AdamW(ordered[False], lr=config.lr, betas=betas, eps=config.eps, fused=True)
 
 
 def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:

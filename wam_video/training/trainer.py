@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from wam_video.config import to_dict
-from wam_video.errors import CheckpointError, DataError
+from wam_video.errors import CheckpointError, ConfigError, DataError
 from wam_video.flow.loss import LossTerms, loss_terms
 from wam_video.log import get_logger
 from wam_video.models.teacher import AlignmentTerms
@@ -68,6 +68,10 @@ class Trainer:
         scales = lr_scales(config, [name for name, _ in module.named_parameters()])
         freeze(module, scales)
         self.ema = EMA(config.ema, module)
+        if config.optim.name == "muon" and engine.kind == "deepspeed":
+            raise ConfigError(
+                "optim.name is 'muon', which needs whole matrices; DeepSpeed cuts them up: set optim.name=adamw, or train with ddp"
+            )
         engine.prepare(module, build_optimizer(config.optim, module, scales))
         self.sampler = Sampler(
             SamplerConfig(
