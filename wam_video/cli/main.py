@@ -17,10 +17,12 @@ COMMANDS = {
     "train": "train a model from YAML files and key=value overrides (one process; see accelerate launch)",
     "generate": "run one mode of a model on a recording: policy, forward, inverse, video or joint",
     "evaluate": "score every mode on held-out episodes, with controls; writes report.html",
+    "card": "put the figures of metrics.json into a checkpoint's model card",
     "rollout": "run a policy in closed loop in a simulator",
     "serve": "serve a policy to robot clients over a websocket",
     "bench": "measure training, policy and data speed on this machine",
     "plan": "memory and time of a training run, on paper",
+    "convert": "turn a published checkpoint (DreamZero) into a folder of ours",
 }
 """Command -> one line for the help. A command is a module of this folder with `main(argv) -> exit code`."""
 
