@@ -294,3 +294,16 @@ def test_settings_of_an_expert_are_checked() -> None:
 def test_a_width_is_a_share_of_the_trunks(trunk: int, dim: int) -> None:
     config = ExpertConfig.read({"width": 0.3333}, trunk)
     assert config is not None and (config.dim, config.ffn_dim) == (dim, 4 * dim)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rule", [FASTWAM, OBSERVED, CAUSAL | FASTWAM])
+def test_block_masks_hide_what_dense_ones_do(rule: dict[str, Any]) -> None:
+    model = build(rule)
+    dense = model(**inputs())
+    model.set_attention_backend("flex")
+    try:
+        blocks = model(**inputs())
+    finally:
+        model.set_attention_backend("native")  # diffusers keeps the last choice for all networks
+    assert (dense.video - blocks.video).abs().max() <= 1e-5 and (dense.actions - blocks.actions).abs().max() <= 1e-5
