@@ -2,9 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from os import PathLike, fspath
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKLWan, DiffusionPipeline
@@ -13,11 +11,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wam_video.data.processor import WAMProcessor
-from wam_video.errors import CheckpointError, ConfigError, WamError, one_of
+from wam_video.errors import ConfigError, one_of
 from wam_video.flow.modes import MODES, POLICY_PATHS, ModeSpec, get_mode
 from wam_video.flow.scheduler import WAMScheduler, check_policy_path, check_solver, guidance_scales
 from wam_video.flow.solvers import State
-from wam_video.inference import loading
+from wam_video.inference.checkpoint import CheckpointFolder
 from wam_video.inference.checks import check_components
 from wam_video.inference.chunks import run
 from wam_video.inference.inputs import Conditions, Request, batch_conditions, build_conditions
@@ -25,7 +23,6 @@ from wam_video.inference.noise import Generators, make_generators
 from wam_video.inference.outputs import WAMOutput, fit, physical_actions
 from wam_video.inference.registration import register_components
 from wam_video.inference.sampling import Prepared, SamplingConfig, decode_future, prepare
-from wam_video.models import adapters
 from wam_video.models.text import encode_text
 from wam_video.models.transformer import WAMTransformer
 from wam_video.models.video_codec import PixelCodec
@@ -35,8 +32,6 @@ register_components()
 
 OutputType = Literal["np", "pt", "latent"]
 OnStep = Callable[[DiffusionPipeline, int, Float[Tensor, " 2"], dict[str, Tensor | None]], object]
-
-_HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +48,7 @@ class RunOptions:
     callback_on_step_end: OnStep | None = None
 
 
-class WAMPipeline(DiffusionPipeline):
+class WAMPipeline(CheckpointFolder):
     """A world action model, ready to use: policy, forward, inverse, video and joint from one checkpoint.
 
     Args:
@@ -91,88 +86,6 @@ class WAMPipeline(DiffusionPipeline):
             processor=processor,
         )
         check_components(transformer, vae, text_encoder, processor)
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | PathLike[str], *, verify: bool = True, **kwargs: Any
-    ) -> Self:
-        """Load a checkpoint folder, or a Hub repository, which is fetched as a folder first.
-
-        Args:
-            pretrained_model_name_or_path: Folder or Hub id.
-            verify: Read the weights once more and compare them with the hashes that were exported with them; some seconds
-                for ten gigabytes.
-            kwargs: diffusers' own: `torch_dtype`, components to use instead of the saved ones, `revision`, `token`, ...
-
-        Raises:
-            CheckpointError: A file is missing or altered, or the parts do not fit each other.
-        """
-        hub = {name: kwargs.pop(name) for name in _HUB_OPTIONS if name in kwargs}
-        folder = loading.resolve(fspath(pretrained_model_name_or_path), **hub)
-        passed = frozenset(kwargs) & frozenset(loading.CONFIG_FILES)
-        loading.check_folder(folder, cls.__name__, passed)
-        if verify:
-            loading.verify_weights(folder, passed)
-        try:
-            pipeline = super().from_pretrained(str(folder), **kwargs)
-        except CheckpointError:
-            raise
-        except WamError as error:  # a setting that no part of ours would have saved
-            raise CheckpointError(f"checkpoint {folder} was altered: {error}") from error
-        except Exception as error:  # whatever diffusers and transformers raise at a broken file
-            where = loading.culprit(folder, str(error))
-            raise CheckpointError(f"checkpoint {where} can't be loaded: {loading.first_line(error)}") from error
-        for name in set(loading.WITH_WEIGHTS) - passed:
-            if (module := getattr(pipeline, name)) is not None:
-                loading.check_weights(folder, name, module)
-        return pipeline
-
-    def load_adapter(
-        self, pretrained_model_name_or_path: str | PathLike[str], *, merge: bool = False, **hub: Any
-    ) -> None:
-        """Put an adapter that training exported into this model, which must be the one that it was trained on.
-
-        The adapter's embodiments and statistics take the place of the model's.
-
-        Args:
-            pretrained_model_name_or_path: Folder or Hub id of the adapter.
-            merge: Add it to the weights, so that the model can be saved; else it stays beside them.
-            hub: `revision`, `token`, ...
-
-        Raises:
-            CheckpointError: It is of another base, or a file is missing or altered.
-        """
-        folder = loading.resolve(fspath(pretrained_model_name_or_path), what="adapter", **hub)
-        info = adapters.read_info(folder)
-        adapters.check_base(self.transformer, folder, info)
-        processor = loading.adapter_processor(folder)
-        adapters.load_adapter(self.transformer, folder, info)
-        transformer = adapters.merged(self.transformer) if merge else self.transformer
-        check_components(transformer, self.vae, self.text_encoder, processor)
-        self.register_modules(transformer=transformer, processor=processor)
-
-    def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Write a checkpoint folder; the arguments are diffusers' own.
-
-        Raises:
-            ConfigError: The model has an adapter beside its weights.
-        """
-        if adapters.has_adapter(self.transformer):
-            raise ConfigError(
-                "the model has an adapter beside its weights; load it with merge=True to save a checkpoint"
-            )
-        super().save_pretrained(save_directory, *args, **kwargs)
-
-    def save_config(self, save_directory: str | PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Write the index and the hashes of the weights; `save_pretrained` calls it once all parts are written.
-
-        Args:
-            save_directory: Checkpoint folder.
-            push_to_hub: As in diffusers, as `kwargs`.
-            kwargs: For the upload.
-        """
-        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
-        loading.write_checksums(Path(save_directory))
 
     @torch.no_grad()
     def __call__(  # noqa: PLR0913 - the public contract: one keyword each
