@@ -67,8 +67,10 @@ class ShardFeed:
 
 def find_embodiments(config: DataConfig) -> tuple[Mapping[str, EmbodimentSpec], str]:
     """Return the embodiments of the datasets and where they come from; a stand-in where the shards are not there yet."""
+    # an address is asked: that it does not answer is told, and not taken for data that are yet to be made
     if config.datasets and all(
-        (Path(dataset.path) / "manifest.json").is_file() for dataset in config.datasets.values()
+        "://" in dataset.path or (Path(dataset.path) / "manifest.json").is_file()
+        for dataset in config.datasets.values()
     ):
         return WindowDataset(config, 0).embodiments, "with the embodiments of the data"
     views = tuple(f"view{i}" for i in range(config.window.max_views))
