@@ -18,7 +18,11 @@ SCHEMA_VERSION = 1
 """Of the shards, the manifest and the statistics; a reader refuses newer ones."""
 
 MEMBER_SUFFIXES = ("mp4", "actions.npy", "state.npy", "reward.npy", "latents", "text.npy", "json")
-"""The only kinds of member that a shard may hold; nothing else is ever decoded."""
+"""The only kinds of member that a shard may hold; nothing else is ever decoded.
+
+`latents.<view>.npy` and `text.npy` are reserved for pre-encoding: a shard may carry them, and nothing reads them yet, so
+their bytes are neither parsed nor checked (`data verify` compares the whole shard's hash).
+"""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 

@@ -9,6 +9,7 @@ import pytest
 
 from wam_video.data.manifest import load_manifest, verify_manifest
 from wam_video.data.reader import allowed_suffix, load_clip
+from wam_video.data.verify import verify
 from wam_video.errors import DataError
 
 
@@ -179,6 +180,21 @@ def test_only_listed_suffixes_are_ever_decoded():
     ]
     assert all(map(allowed_suffix, good))
     assert not any(map(allowed_suffix, bad))
+
+
+def test_members_reserved_for_pre_encoding_are_carried_and_never_opened(toys, folder, capsys):
+    before = load_first(folder)
+    key = load_manifest(folder).split("train")[0][1].key
+    bomb = {"latents.front.npy": npy(np.array([Bomb()], dtype=object), allow_pickle=True), "text.npy": b"no array"}
+    toys.rewrite_first_sample(
+        folder, lambda members: members.update({f"{key}.{name}": data for name, data in bomb.items()})
+    )
+    after = load_first(folder)
+    assert after.info == before.info
+    assert all(np.array_equal(after.video[view], before.video[view]) for view in before.video)
+    assert np.array_equal(after.actions, before.actions)
+    assert list(verify(folder)) == []
+    assert "executed" not in capsys.readouterr().out
 
 
 def test_views_are_decoded_in_the_order_asked_and_only_these(toys, tmp_path):
