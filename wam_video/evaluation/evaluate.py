@@ -22,6 +22,7 @@ from wam_video.evaluation.sections import Unit
 from wam_video.evaluation.windows import EvalData, open_windows
 from wam_video.evaluation.wording import LEFT_OUT
 from wam_video.inference import loading
+from wam_video.inference.checks import unanswered
 from wam_video.inference.pipeline import WAMPipeline
 from wam_video.tensors import Batch, Mode
 
@@ -127,7 +128,12 @@ def _run_model(
 ) -> tuple[list[Unit], float]:
     clock, done, total = time.monotonic(), 0, sum(len(g) for g in data.groups)
     sampler = pipeline_sampler(pipe, config.num_inference_steps)
-    options = OpenLoopConfig(modes=config.modes, batch_size=config.batch_size, seed=config.seed)
+    options = OpenLoopConfig(
+        modes=config.modes,
+        unanswered=unanswered(pipe.transformer.attention),
+        batch_size=config.batch_size,
+        seed=config.seed,
+    )
     draws = BootstrapConfig(seed=config.seed)
     units = []
 
@@ -166,6 +172,7 @@ def _describe(
         "num_parameters": sum(p.numel() for p in pipe.transformer.parameters()),
         "num_inference_steps": path.num_inference_steps,
         "solver": pipe.scheduler.config.solver,
+        "unanswered_modes": sorted(unanswered(pipe.transformer.attention)),
         "window": pipe.processor.config["window"],
         "data": dict(data.facts),
         "rows": [row.to_dict() for unit in units for row in unit.rows],

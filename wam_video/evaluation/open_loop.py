@@ -64,6 +64,8 @@ class OpenLoopConfig:
     """What is run."""
 
     modes: tuple[Mode, ...] = tuple(Mode)
+    unanswered: frozenset[Mode] = frozenset()
+    """Those that the model refuses (`inference.checks.check_answer`), which are left out."""
     batch_size: int = 16
     seed: int = 0
     num_shown: int = 6
@@ -187,7 +189,8 @@ def measure(
         on_batch: Called after each batch with its number of windows.
     """
     partner = donors(group.episodes)
-    runs = [r for r in RUNS if r.mode in config.modes and _possible(r, group, partner)]
+    modes = set(config.modes) - config.unanswered
+    runs = [r for r in RUNS if r.mode in modes and _possible(r, group, partner)]
     measured, parts = Measured(), list[_Sums]()
     shown = set(torch.linspace(0, len(group) - 1, min(config.num_shown, len(group))).round().int().tolist())
     for start in range(0, len(group), config.batch_size):
@@ -199,7 +202,7 @@ def measure(
         seeds = [window_seed(config.seed, key) for key in batch.keys]
         for run in runs:
             part.add((run.mode.value, run.condition), sampler(run.mode, run.alter(batch, donor, group), seeds))
-        if Mode.JOINT in config.modes and group.spec.action_dim:
+        if Mode.JOINT in modes and Mode.INVERSE not in config.unanswered and group.spec.action_dim:
             part.agreement(sampler, seeds)
         measured.shown += [part.show(j) for j, i in enumerate(places) if i in shown]
         parts.append(part.sums)  # the pixels of all windows might not fit; their sums do

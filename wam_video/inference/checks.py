@@ -1,13 +1,16 @@
-"""Whether the parts of a checkpoint belong together."""
+"""Whether the parts of a checkpoint belong together, and which modes its attention can answer."""
 
 from diffusers import AutoencoderKLWan
 from transformers import PreTrainedModel
 
 from wam_video.data.processor import WAMProcessor
 from wam_video.errors import CheckpointError, ConfigError
+from wam_video.flow.modes import MODES, ModeSpec, Role
 from wam_video.models import video_codec
+from wam_video.models.masks import AttentionConfig
 from wam_video.models.transformer import WAMTransformer
 from wam_video.models.video_codec import PixelCodec
+from wam_video.tensors import Mode
 
 
 def check_components(
@@ -69,3 +72,32 @@ def _check_embodiments(transformer: WAMTransformer, processor: WAMProcessor) -> 
         raise CheckpointError(
             f"transformer has {len(network)} embodiments, processor {len(known)}; they are of two models"
         )
+
+
+def check_answer(rule: AttentionConfig, spec: ModeSpec) -> None:
+    """Refuse a mode whose answer can't depend on what it is given, whatever the training.
+
+    Raises:
+        ConfigError: The message says which setting of the network it is.
+    """
+    if spec.gives_video and spec.actions is Role.GIVEN and not rule.video_sees_actions:
+        raise ConfigError(
+            "mode is 'forward', but this network's video is deaf to actions (model.attention.video_sees_actions is false): "
+            "it would show the same future whatever they are; use mode 'video', or a network whose video sees them"
+        )
+    if spec.gives_actions and spec.video is Role.GIVEN and rule.actions_see_video == "observed":
+        raise ConfigError(
+            "mode is 'inverse', but this network's actions are blind to the future (model.attention.actions_see_video is "
+            "'observed'): they would be a guess; use mode 'policy', or a network whose actions see it"
+        )
+
+
+def unanswered(rule: AttentionConfig) -> frozenset[Mode]:
+    """Return the modes that `check_answer` refuses."""
+    refused = set()
+    for mode, spec in MODES.items():
+        try:
+            check_answer(rule, spec)
+        except ConfigError:
+            refused.add(mode)
+    return frozenset(refused)

@@ -13,6 +13,7 @@ from wam_video.errors import ConfigError
 from wam_video.flow.modes import ModeSpec, PathConfig, Role
 from wam_video.flow.path import expand_clock, to_velocity
 from wam_video.flow.solvers import ACTION_AXIS, LATENT_FRAME_AXIS, ClockPattern, Clocks, State, guided
+from wam_video.inference.checks import check_answer
 from wam_video.inference.inputs import Conditions
 from wam_video.inference.noise import draw_noise
 from wam_video.models import video_codec
@@ -64,8 +65,9 @@ def prepare(
     """Encode what is given, draw noise for the rest and say which token follows the path.
 
     Raises:
-        ConfigError: The window can't be cut into the network's chunks.
+        ConfigError: The window can't be cut into the network's chunks, or the network can't answer that.
     """
+    check_answer(transformer.attention, spec)
     encoded = video_codec.encode(codec, conditions.video.to(device))
     num_context = video_codec.num_latents(codec, conditions.num_context_frames)
     all_times = video_codec.latent_times(codec, conditions.frame_times)

@@ -9,8 +9,8 @@ from wam_video.models.attention import Context
 from wam_video.models.blocks import Prompt, Surroundings
 from wam_video.models.chunks import Call, observed_ids
 from wam_video.models.kv_cache import CacheLayout, KVCache, empty_cache
+from wam_video.models.masks import join_meta
 from wam_video.models.running import RunsBlocks
-from wam_video.models.tokens import join
 
 
 class ObservesChunks(RunsBlocks):
@@ -122,7 +122,7 @@ class ObservesChunks(RunsBlocks):
             groups["actions"] = self.action_group(
                 call, call.actions, call.t_action, call.ids.actions, noisy=False, like=like
             )
-        meta = join(list(groups.values())).meta
+        meta = join_meta([group.meta for group in groups.values()])
         memories = cache.writers(meta.chunk.shape[1], rows)
         self.run_blocks(
             groups,

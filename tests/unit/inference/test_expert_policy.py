@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from wam_video.errors import ConfigError
 from wam_video.flow.modes import POLICY_PATHS, path_grid
 from wam_video.flow.solvers import sample
+from wam_video.inference.checks import unanswered
 from wam_video.inference.inputs import batch_conditions
 from wam_video.inference.noise import make_generators
 from wam_video.inference.outputs import physical_actions
@@ -84,9 +86,13 @@ def test_actions_that_see_the_imagined_video_take_the_trunk_at_each_step() -> No
 @pytest.mark.parametrize("mode", ["policy", "forward", "inverse", "video", "joint"])
 @pytest.mark.parametrize("rule", [{}, FASTWAM, {"actions_see_video": "observed"}, {"pattern": "causal"} | FASTWAM])
 @torch.no_grad()
-def test_every_mode_runs_with_an_expert(rule: dict[str, Any], mode: str) -> None:
+def test_every_mode_runs_with_an_expert_or_is_refused(rule: dict[str, Any], mode: str) -> None:
     pipe = pipeline(rule, codec="wan", views=2)
     batch = fake_batch(pipe)
+    if mode in unanswered(pipe.transformer.attention):
+        with pytest.raises(ConfigError, match=f"mode is '{mode}', but this network's"):
+            pipe.predict(batch, mode)
+        return
     out = pipe.predict(batch, mode, num_inference_steps=2, generator=list(range(len(batch))))
     for values in (out.actions, out.video):
         assert values is None or np.isfinite(values).all()
