@@ -31,6 +31,20 @@ class Mode(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SkippedClip:
+    """A clip that a batch should have drawn from, could not, and replaced by another."""
+
+    dataset: str
+    key: str
+    """Of the sample."""
+    reason: str
+    """One of `data.reader.REASONS`."""
+    message: str
+    wanted: int
+    """Windows of this batch that were to be cut from it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """Windows of recordings as the loader yields them: uint8 pixels, actions and state in physical units.
 
@@ -61,6 +75,12 @@ class Batch:
     later_state: Float[Tensor, "b s ds"] | None = None
     """The states at the start of later chunks, where windows have several (`num_states`); modes do not read them."""
     later_state_mask: Bool[Tensor, "b s ds"] | None = None
+    skipped: tuple[SkippedClip, ...] = ()
+    """Clips that could not be used; the windows that took their places are a pure function of the index, too."""
+    latents: Float[Tensor, "b v c t h w"] | None = None
+    """Pre-encoded windows, bfloat16; `video` then has its frames, but no pixels (height and width 0)."""
+    latents_codec: str = ""
+    """Hash of the codec that made them (`models.fingerprint`)."""
 
     def __len__(self) -> int:
         return self.video.shape[0]

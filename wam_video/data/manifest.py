@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wam_video.data.schema import SCHEMA_VERSION, EmbodimentSpec
+from wam_video.data.store import Store, as_store
 from wam_video.errors import DataError
 
 MANIFEST_NAME = "manifest.json"
@@ -82,17 +83,28 @@ def save_manifest(manifest: Manifest, folder: Path) -> Path:
     return path
 
 
-def load_manifest(folder: Path | str) -> Manifest:
-    """Read the manifest of a folder of shards.
+def load_manifest(folder: Path | str | Store) -> Manifest:
+    """Read the manifest of a folder of shards, on disk or in a store.
 
     Raises:
-        DataError: The folder or its manifest is missing, broken, or of a newer schema.
+        DataError: The folder or its manifest is missing, broken, or of a newer schema, or the store does not answer.
     """
-    path = Path(folder) / MANIFEST_NAME
-    if not path.is_file():
-        raise DataError(f"{str(folder)!r} holds no {MANIFEST_NAME}; give a folder that `wam-video data convert` wrote")
+    store = as_store(folder)
+    path = store.where(MANIFEST_NAME)
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        text = store.read(MANIFEST_NAME).decode("utf-8")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DataError(
+            f"{store.path!r} holds no {MANIFEST_NAME}; give a folder that `wam-video data convert` wrote"
+        ) from error
+    except OSError as error:
+        raise DataError(
+            f"{path} can't be read: {error.strerror or error}; check the address and your rights"
+        ) from error
+    except ValueError as error:
+        raise DataError(f"{path}: not a manifest ({error}); convert the dataset again") from error
+    try:
+        raw = json.loads(text)
         version = raw["schema_version"]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not a manifest ({error}); convert the dataset again") from error

@@ -45,3 +45,42 @@ class Mixture:
                 return dataset, before
             position -= before
         raise AssertionError("the last dataset with a weight takes all that is left")
+
+
+class BucketMixture:
+    """A mixture whose neighbours are of one geometry: runs of positions come from one bucket of datasets.
+
+    Run q of `run` positions belongs to the bucket that a mixture of the buckets names for q; within the bucket its datasets
+    are mixed over the bucket's own positions. With one bucket this is `Mixture` to the position.
+    """
+
+    def __init__(self, weights: Sequence[float], buckets: Sequence[int], run: int, seed: int = 0) -> None:
+        """Prepare the shares.
+
+        Args:
+            weights: One a dataset, as for `Mixture`.
+            buckets: Bucket of each dataset, from 0 without gaps.
+            run: Neighbours from one bucket.
+            seed: Shifts the patterns.
+
+        Raises:
+            ConfigError: As for `Mixture`; or `run` is below 1.
+        """
+        if run < 1:
+            raise ConfigError(f"a run of {run} positions of one bucket can't be; allowed: 1 or more")
+        members = [[d for d, b in enumerate(buckets) if b == bucket] for bucket in range(max(buckets) + 1)]
+        shares = [sum(weights[d] for d in group) for group in members]
+        self._run, self._members = run, members
+        self._outer = Mixture(shares, seed)
+        # a bucket without weight is never drawn; any weights do for it
+        self._inner = [
+            Mixture([weights[d] for d in group] if share else [1.0] * len(group), seed)
+            for group, share in zip(members, shares, strict=True)
+        ]
+
+    def __call__(self, position: int) -> tuple[int, int]:
+        """Return `(dataset, draw)` of a position."""
+        run, place = divmod(position, self._run)
+        bucket, turn = self._outer(run)
+        dataset, draw = self._inner[bucket](turn * self._run + place)
+        return self._members[bucket][dataset], draw

@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from wam_video.data.manifest import load_manifest
 from wam_video.data.reader import read_sample, sample_arrays, sample_info
+from wam_video.data.store import Store, as_store
 from wam_video.errors import ConfigError, DataError, one_of
 
 STATS_NAME = "stats.json"
@@ -27,7 +28,9 @@ _CONSTANT = 1e-6
 
 
 def compute_stats(
-    folders: Path | str | Sequence[Path | str], split: str = "train", embodiments: Sequence[str] | None = None
+    folders: Path | str | Store | Sequence[Path | str | Store],
+    split: str = "train",
+    embodiments: Sequence[str] | None = None,
 ) -> Stats:
     """Compute per embodiment the statistics of one split of one or several folders of shards taken together.
 
@@ -40,15 +43,16 @@ def compute_stats(
         DataError: As `reader.read_sample` does.
     """
     rows: dict[str, dict[str, list[np.ndarray]]] = {}
-    for folder in [folders] if isinstance(folders, str | Path) else folders:
-        manifest = load_manifest(folder)
+    several = isinstance(folders, Sequence) and not isinstance(folders, str)
+    for store in map(as_store, folders if several else [folders]):  # type: ignore[arg-type]
+        manifest = load_manifest(store)
         for name in manifest.embodiments if embodiments is None else embodiments:
             rows.setdefault(name, {})
         for shard, sample in manifest.split(split):
             if sample.embodiment not in rows:
                 continue
-            at = f"shard {str(Path(folder) / shard.name)!r}, sample {sample.key!r}"
-            members = read_sample(folder, shard, sample)
+            at = f"shard {store.where(shard.name)!r}, sample {sample.key!r}"
+            members = read_sample(store, shard, sample)
             arrays = sample_arrays(members, sample_info(members, at), at)
             for name in ("actions", "state"):
                 if (array := arrays[name]) is not None and len(array):
@@ -83,21 +87,28 @@ def save_stats(stats: Stats, folder: Path | str) -> Path:
     return path
 
 
-def load_stats(folder: Path | str) -> Stats:
+def load_stats(folder: Path | str | Store) -> Stats:
     """Read `stats.json` of a folder of shards.
 
     Raises:
         DataError: The file is missing or broken, or its hash does not match its contents.
     """
-    path = Path(folder) / STATS_NAME
-    if not path.is_file():
-        raise DataError(f"{str(path)!r} does not exist; run `wam-video data stats {folder}`")
+    store = as_store(folder)
+    path, remedy = store.where(STATS_NAME), f"run `wam-video data stats {store.path}`"
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        text = store.read(STATS_NAME)
+    except FileNotFoundError as error:
+        raise DataError(f"{path!r} does not exist; {remedy}") from error
+    except OSError as error:
+        raise DataError(
+            f"{path} can't be read: {error.strerror or error}; check the address and your rights"
+        ) from error
+    try:
+        raw = json.loads(text)
         stats, stored = raw["stats"], raw["sha256"]
         found = stats_hash(stats)
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: not a statistics file ({error}); run `wam-video data stats {folder}`") from error
+        raise DataError(f"{path}: not a statistics file ({error}); {remedy}") from error
     if found != stored:
         raise DataError(
             f"{path}: statistics hash to {found[:12]}, the file says {stored[:12]}; it was altered: compute them again"

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from wam_video.errors import ConfigError
 
@@ -20,23 +22,39 @@ class WindowOrder:
 
     In each epoch the windows of every clip are shuffled and dealt into groups of `windows_per_decode`, and the groups of all
     clips are shuffled: neighbours in the stream share a decoded clip, and yet no window comes twice before all have come.
+    Where shards are far away, only so many of them are open at a time: the shards are shuffled and dealt into sets, and the
+    groups are shuffled within each set.
     """
 
-    def __init__(self, counts: Sequence[int] | np.ndarray, seed: int, windows_per_decode: int = 8) -> None:
+    def __init__(
+        self,
+        counts: Sequence[int] | Int[np.ndarray, " n"],
+        seed: int,
+        windows_per_decode: int = 8,
+        *,
+        shards: Sequence[int] | Int[np.ndarray, " n"] | None = None,
+        open_shards: int = 0,
+    ) -> None:
         """Prepare the order.
 
         Args:
             counts: Windows of each clip.
             seed: Of the shuffles.
             windows_per_decode: Size of the groups; 1 shuffles windows freely.
+            shards: Shard of each clip, from 0; needed if `open_shards` is not 0.
+            open_shards: Size of the sets of shards; 0 shuffles over all of them at once.
 
         Raises:
-            ConfigError: `windows_per_decode` is below 1.
+            ConfigError: `windows_per_decode` is below 1, or `open_shards` is below 0.
         """
         if windows_per_decode < 1:
             raise ConfigError(f"windows_per_decode is {windows_per_decode}; it must be at least 1")
+        if open_shards < 0:
+            raise ConfigError(f"open_shards is {open_shards}; it must be at least 0")
         self._counts = np.asarray(counts, np.int64)
         self._seed, self._size = seed, windows_per_decode
+        self._shards = None if shards is None or not open_shards else np.asarray(shards, np.int64)
+        self._open = open_shards
         self._first_group = np.concatenate([[0], np.cumsum(-(-self._counts // windows_per_decode))])
         self._epoch = lru_cache(maxsize=2)(self._shuffle_groups)
         self._clip = lru_cache(maxsize=_CACHED_CLIPS)(self._shuffle_clip)
@@ -63,6 +81,10 @@ class WindowOrder:
         last = self._first_group[1:][filled] - 1
         sizes[last] = (self._counts[filled] - 1) % self._size + 1
         groups = keyed_rng(self._seed, 0, epoch).permutation(len(sizes))
+        if self._shards is not None:
+            turn = keyed_rng(self._seed, 2, epoch).permutation(int(self._shards.max()) + 1) // self._open
+            shard = np.repeat(self._shards, np.diff(self._first_group))
+            groups = groups[np.argsort(turn[shard[groups]], kind="stable")]
         return groups, np.cumsum(sizes[groups])
 
     def _shuffle_clip(self, epoch: int, clip: int) -> np.ndarray:
@@ -70,7 +92,7 @@ class WindowOrder:
 
     def __getstate__(self) -> dict[str, object]:
         """Leave the caches behind when a worker process gets a copy."""
-        return {"args": (self._counts, self._seed, self._size)}
+        return {"args": (self._counts, self._seed, self._size), "shards": self._shards, "open_shards": self._open}
 
-    def __setstate__(self, state: dict[str, tuple]) -> None:
-        self.__init__(*state["args"])  # type: ignore[misc]
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(*state["args"], shards=state["shards"], open_shards=state["open_shards"])  # type: ignore[misc]

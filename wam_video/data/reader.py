@@ -3,16 +3,18 @@
 import io
 import json
 import tarfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float, Shaped, UInt8, UInt16
 
 from wam_video.data.manifest import SampleEntry, ShardEntry
 from wam_video.data.schema import MEMBER_SUFFIXES, SCHEMA_VERSION
+from wam_video.data.store import Store, UnreachableError, as_store
 from wam_video.data.video import open_video
 from wam_video.errors import DataError
 
@@ -21,6 +23,33 @@ MAX_CLIP_BYTES = 8 << 30
 
 _MAX_JSON_BYTES = 16 << 20
 _ARRAYS = ("actions", "state", "reward")
+
+
+REASONS = ("missing", "unreachable", "truncated", "tar", "json", "video", "arrays", "manifest", "listed")
+"""Why a sample can't be used: not there, no answer in time, cut short, broken, against the manifest, or named in `data.skip`."""
+
+
+class SampleError(DataError):
+    """One sample that can't be used, and which of `REASONS` it is; the others of its shard may be sound."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type["SampleError"], tuple[str, str]]:
+        """Cross from a worker process with both arguments."""
+        return SampleError, (str(self), self.reason)
+
+
+@contextmanager
+def because(reason: str) -> Iterator[None]:
+    """Turn a `DataError` that is raised within into a `SampleError` for this reason."""
+    try:
+        yield
+    except SampleError:
+        raise
+    except DataError as error:
+        raise SampleError(str(error), reason) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,33 +63,39 @@ class Clip:
     reward: Float[np.ndarray, " ta"] | None
     info: Mapping[str, Any]
     """The sample's json."""
+    latents: Mapping[str, UInt16[np.ndarray, "n c t h w"]] = field(default_factory=dict)
+    """By view, of every encoded window; see `data.latents`."""
 
     @property
     def nbytes(self) -> int:
         """Memory that it holds."""
-        return sum(a.nbytes for a in (*self.video.values(), self.actions, self.state, self.reward) if a is not None)
+        arrays = (*self.video.values(), *self.latents.values(), self.actions, self.state, self.reward)
+        return sum(array.nbytes for array in arrays if array is not None)
 
 
-def read_sample(folder: Path | str, shard: ShardEntry, sample: SampleEntry) -> dict[str, bytes]:
+def read_sample(folder: Path | str | Store, shard: ShardEntry, sample: SampleEntry) -> dict[str, bytes]:
     """Read the members of one sample, by suffix (`front.mp4`, `actions.npy`, ...), and nothing else of the shard.
 
     Raises:
-        DataError: The shard is missing or cut short, its tar headers are broken, or a member is not allowed in a shard.
+        SampleError: The shard is missing or cut short, its tar headers are broken, or a member is not allowed in a shard.
     """
-    path = Path(folder) / shard.name
+    store = as_store(folder)
+    where = store.where(shard.name)
     try:
-        with path.open("rb") as file:
-            file.seek(sample.offset)
-            data = file.read(sample.bytes)
+        spans = ((other.offset, other.bytes) for other in shard.samples)
+        data = store.read(shard.name, (sample.offset, sample.bytes), tag=shard.sha256, spans=spans)
     except OSError as error:
-        raise DataError(
-            f"shard {str(path)!r} can't be read ({error.strerror}); copy or convert the dataset again"
+        kinds = {FileNotFoundError: "missing", UnreachableError: "unreachable"}
+        raise SampleError(
+            f"shard {where!r} can't be read ({error.strerror or error}); copy or convert the dataset again",
+            kinds.get(type(error), "unreachable"),
         ) from error
     if len(data) != sample.bytes:
-        raise DataError(
-            f"shard {str(path)!r} ends within sample {sample.key!r}; it is cut short: copy or convert it again"
+        raise SampleError(
+            f"shard {where!r} ends within sample {sample.key!r}; it is cut short: copy or convert it again", "truncated"
         )
-    return parse_members(data, sample.key, str(path))
+    with because("tar"):
+        return parse_members(data, sample.key, where)
 
 
 def parse_members(data: bytes, key: str, where: str) -> dict[str, bytes]:
@@ -187,7 +222,12 @@ def sample_arrays(members: Mapping[str, bytes], info: Mapping[str, Any], at: str
 
 
 def decode_clip(
-    members: Mapping[str, bytes], *, views: Sequence[str] | None = None, decoder: str = "auto", where: str = "sample"
+    members: Mapping[str, bytes],
+    *,
+    views: Sequence[str] | None = None,
+    decoder: str = "auto",
+    where: str = "sample",
+    latent_views: Sequence[str] = (),
 ) -> Clip:
     """Decode the members of one sample.
 
@@ -196,39 +236,72 @@ def decode_clip(
         views: Cameras to decode, in that order; absent ones are left out. All, by name, by default.
         decoder: See `video.open_video`; shards are H.264, which both decoders know.
         where: Shard and key, for messages.
+        latent_views: Cameras whose stored latents are read, too.
 
     Raises:
-        DataError: A member is broken or contradicts the json; the message names it.
+        SampleError: A member is broken or contradicts the json; the message names it.
     """
-    info = sample_info(members, where)
+    with because("json"):
+        info = sample_info(members, where)
+    with because("arrays"):
+        arrays = sample_arrays(members, info, where)
     present = [suffix.removesuffix(".mp4") for suffix in sorted(members) if suffix.endswith(".mp4")]
-    video = {}
-    for view in [v for v in (views if views is not None else present) if v in present]:
-        name = f"{where}, member {view}.mp4"
-        reader = open_video(members[f"{view}.mp4"], decoder=decoder, name=name)
-        count = len(reader)
-        if count != info.get("num_frames"):
+    with because("video"):
+        video = {
+            view: _decode_video(members[f"{view}.mp4"], info.get("num_frames"), decoder, f"{where}, member {view}.mp4")
+            for view in (views if views is not None else present)
+            if view in present
+        }
+    with because("arrays"):
+        latents = _decode_latents(members, latent_views, where)
+    return Clip(video=video, info=info, latents=latents, **arrays)
+
+
+def _decode_latents(
+    members: Mapping[str, bytes], views: Sequence[str], where: str
+) -> dict[str, UInt16[np.ndarray, "n c t h w"]]:
+    latents = {}
+    for view in views:
+        suffix = f"latents.{view}.npy"
+        if suffix not in members:
+            continue
+        array = load_npy(members[suffix], f"{where}: {suffix}")
+        if array.ndim != 5 or array.dtype != np.uint16:
             raise DataError(
-                f"{name} has {count} frames, its json says {info.get('num_frames')}; it is truncated: convert the dataset again"
+                f"{where}: {suffix} has type {array.dtype} and shape {array.shape}; expected uint16 of n c t h w"
             )
-        first = reader.get([0])
-        if first.nbytes * count > MAX_CLIP_BYTES:
-            raise DataError(
-                f"{name} would take {first.nbytes * count >> 20} MiB decoded; allowed: {MAX_CLIP_BYTES >> 20} MiB"
-            )
-        video[view] = reader.get(range(count))
-        reader.close()
-    return Clip(video=video, info=info, **sample_arrays(members, info, where))
+        latents[view] = array
+    return latents
+
+
+def _decode_video(data: bytes, num_frames: int | None, decoder: str, name: str) -> UInt8[np.ndarray, "f h w c"]:
+    reader = open_video(data, decoder=decoder, name=name)
+    count = len(reader)
+    if count != num_frames:
+        raise DataError(
+            f"{name} has {count} frames, its json says {num_frames}; it is truncated: convert the dataset again"
+        )
+    first = reader.get([0])
+    if first.nbytes * count > MAX_CLIP_BYTES:
+        raise DataError(
+            f"{name} would take {first.nbytes * count >> 20} MiB decoded; allowed: {MAX_CLIP_BYTES >> 20} MiB"
+        )
+    frames = reader.get(range(count))
+    reader.close()
+    return frames
 
 
 def load_clip(
-    folder: Path | str,
+    folder: Path | str | Store,
     shard: ShardEntry,
     sample: SampleEntry,
     *,
     views: Sequence[str] | None = None,
     decoder: str = "auto",
+    latent_views: Sequence[str] = (),
 ) -> Clip:
     """Read and decode one sample; see `read_sample` and `decode_clip`."""
-    where = f"shard {str(Path(folder) / shard.name)!r}, sample {sample.key!r}"
-    return decode_clip(read_sample(folder, shard, sample), views=views, decoder=decoder, where=where)
+    store = as_store(folder)
+    where = f"shard {store.where(shard.name)!r}, sample {sample.key!r}"
+    members = read_sample(store, shard, sample)
+    return decode_clip(members, views=views, decoder=decoder, where=where, latent_views=latent_views)

@@ -2,16 +2,17 @@
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt16
 
+from wam_video.data.latents import encoding_of
 from wam_video.data.manifest import SampleEntry, load_manifest, verify_manifest
-from wam_video.data.reader import Clip, load_clip
+from wam_video.data.reader import Clip, SampleError, because, load_clip
 from wam_video.data.schema import EmbodimentSpec
+from wam_video.data.store import StoreConfig, as_store
 from wam_video.data.video import resize
 from wam_video.data.windows import WindowConfig, anchors
 from wam_video.errors import DataError, one_of
@@ -45,25 +46,43 @@ class ClipCache:
 class ShardSet:
     """The samples of one split and the windows that each of them holds."""
 
-    def __init__(self, name: str, path: str, split: str, window: WindowConfig, drop_actions: float = 0.0) -> None:
-        """Read the manifest and check it against the files' sizes.
+    def __init__(
+        self,
+        name: str,
+        path: str,
+        split: str,
+        window: WindowConfig,
+        *,
+        drop_actions: float = 0.0,
+        store: StoreConfig | None = None,
+        skip: Collection[str] = (),
+    ) -> None:
+        """Read the manifest and, on disk, check it against the files' sizes.
 
         Args:
             name: What the configuration calls the dataset.
-            path: Folder of shards.
+            path: Folder of shards, or its address.
             split: `train` or `val`.
-            window: What windows look like.
+            window: What windows look like; without a size they get the stored one.
             drop_actions: Share of the clips, by a hash of their keys, whose actions and state are hidden.
+            store: How to read from an address.
+            skip: `<name>/<key>` of samples that are never read.
 
         Raises:
             DataError: The folder is no dataset, a shard is missing or cut short, or the split holds no window.
         """
-        self.name, self.path, self.split, self._window = name, Path(path), split, window
-        manifest = load_manifest(path)
-        verify_manifest(path, manifest, hashes=False)
+        self.name, self.path, self.split = name, path, split
+        self.store = as_store(path, store)
+        manifest = load_manifest(self.store)
+        if self.store.is_local:  # elsewhere it would take a question per shard: a missing one shows when it is read
+            verify_manifest(path, manifest, hashes=False)
         self.embodiments = dict(manifest.embodiments)
         self.fit = str(manifest.options.get("fit", "pad"))
         self.size: tuple[int, int] = (int(manifest.options.get("height", 0)), int(manifest.options.get("width", 0)))
+        self.window = window if window.height else replace(window, height=self.size[0], width=self.size[1])
+        self.encoding = encoding_of(manifest.options, name)
+        if self.encoding:
+            self.encoding.check_window(self.window, name)
         if split not in manifest.splits:
             held = manifest.splits
             what = (
@@ -80,6 +99,10 @@ class ShardSet:
                 )
         for spec in self.embodiments.values():
             window.check_rate(spec)
+        self._skip = {entry.partition("/")[2] for entry in skip if entry.partition("/")[0] == name}
+        self._bad: dict[int, SampleError] = {}
+        numbers = {shard.name: number for number, shard in enumerate(manifest.shards)}
+        self.shards = np.array([numbers[shard.name] for shard, _ in self._samples], np.int64)
         self._hidden = np.array([_hash01(sample.key) < drop_actions for _, sample in self._samples])
         self.counts = np.array([len(self.anchors(i)) for i in range(len(self._samples))], np.int64)
         self._ends = np.cumsum(self.counts)
@@ -101,8 +124,35 @@ class ShardSet:
     def anchors(self, clip: int) -> Int[np.ndarray, " n"]:
         """Return the stored frames of a clip at which its windows have their time 0."""
         _, sample = self._samples[clip]
-        num_actions = 0 if self._hidden[clip] else sample.num_actions
-        return anchors(sample.num_frames, num_actions, self.embodiments[sample.embodiment], self._window)
+        found = self._all_anchors(clip, 0 if self._hidden[clip] else sample.num_actions)
+        return np.intersect1d(found, self._encoded(clip)) if self.encoding else found
+
+    def _all_anchors(self, clip: int, num_actions: int) -> Int[np.ndarray, " n"]:
+        _, sample = self._samples[clip]
+        return anchors(sample.num_frames, num_actions, self.embodiments[sample.embodiment], self.window)
+
+    def _encoded(self, clip: int) -> Int[np.ndarray, " n"]:
+        """Return the frames at which the windows of the stored latents have their time 0."""
+        every = self.encoding.every if self.encoding else 1
+        return self._all_anchors(clip, self._samples[clip][1].num_actions)[::every]
+
+    def cut_latents(self, decoded: Clip, clip: int, frame: int) -> UInt16[np.ndarray, "v c t h w"] | None:
+        """Return the stored latents of one window, zeros for absent views; None for a dataset of pixels."""
+        if not self.encoding:
+            return None
+        row = int(np.searchsorted(self._encoded(clip), frame))
+        views = self.spec(clip).views[: self.window.max_views]
+        shape = next(iter(decoded.latents.values())).shape[1:]
+        latents = np.zeros((self.window.max_views, *shape), np.uint16)
+        for place, view in enumerate(views):
+            if view in decoded.latents:
+                latents[place] = decoded.latents[view][row]
+        return latents
+
+    @property
+    def num_clips(self) -> int:
+        """Clips that hold a window."""
+        return int((self.counts > 0).sum())
 
     def place(self, index: int) -> tuple[int, int]:
         """Return (clip, window of that clip) of an index in stored order."""
@@ -125,31 +175,54 @@ class ShardSet:
         """Return a decoded clip at the window's size, from the cache where it is held.
 
         Raises:
-            DataError: The sample is broken; the message names shard and key.
+            SampleError: The sample can't be used; the message names shard and key.
         """
-        return cache.get((self.name, self.split, clip), lambda: self._decode(clip, decoder))
+        if known := self._bad.get(clip):
+            raise SampleError(str(known), known.reason)
+        try:
+            return cache.get((self.name, self.split, clip), lambda: self._decode(clip, decoder))
+        except SampleError as error:
+            if error.reason != "unreachable":  # that may pass, and what it is at another time must not depend on now
+                self._bad[clip] = error
+            raise
 
     def _decode(self, clip: int, decoder: str) -> Clip:
         shard, sample = self._samples[clip]
-        views = self.embodiments[sample.embodiment].views[: self._window.max_views]
-        decoded = load_clip(self.path, shard, sample, views=views, decoder=decoder)
-        self._check(shard.name, sample, decoded)
+        if sample.key in self._skip:
+            raise SampleError(f"data.skip names {self.name}/{sample.key}", "listed")
+        views = self.embodiments[sample.embodiment].views[: self.window.max_views]
+        pixels, latents = ((), views) if self.encoding else (views, ())
+        decoded = load_clip(self.store, shard, sample, views=pixels, decoder=decoder, latent_views=latents)
+        if self.encoding:  # frames without pixels: there is still a window to cut, and a mask of what was recorded
+            blank = np.zeros((sample.num_frames, 0, 0, 3), np.uint8)
+            decoded = replace(decoded, video={view: blank for view in views if view in decoded.latents})
+        with because("manifest"):
+            self._check(shard.name, sample, decoded)
+            self._check_latents(shard.name, sample, decoded, len(self._encoded(clip)))
         if self._hidden[clip]:
             decoded = replace(decoded, actions=None, state=None, reward=None)
-        height, width = self._window.height or self.size[0], self._window.width or self.size[1]
+        height, width = self.window.height or 0, self.window.width or 0
         video = {
             view: frames
-            if frames.shape[1:3] == (height, width)
+            if self.encoding or frames.shape[1:3] == (height, width)
             else np.stack([resize(frame, height, width, self.fit) for frame in frames])
             for view, frames in decoded.video.items()
         }
         return replace(decoded, video=video)
 
+    def _check_latents(self, shard: str, sample: SampleEntry, clip: Clip, windows: int) -> None:
+        for view, latents in clip.latents.items() if self.encoding else ():
+            if len(latents) != windows:
+                raise DataError(
+                    f"shard {self.store.where(shard)!r}, sample {sample.key!r}: latents of view {view!r} are of {len(latents)} "
+                    f"windows, the manifest has {windows}; encode the dataset again"
+                )
+
     def _check(self, shard: str, sample: SampleEntry, clip: Clip) -> None:
         """Refuse a sample that contradicts the manifest, from which its windows were counted."""
-        at, spec = f"shard {str(self.path / shard)!r}, sample {sample.key!r}", self.embodiments[sample.embodiment]
+        at, spec = f"shard {self.store.where(shard)!r}, sample {sample.key!r}", self.embodiments[sample.embodiment]
         if not clip.video:
-            wanted = ", ".join(spec.views[: self._window.max_views])
+            wanted = ", ".join(spec.views[: self.window.max_views])
             raise DataError(f"{at}: it has none of the views {wanted}; raise window.max_views")
         for name, found, stated in (
             ("num_frames", clip.info.get("num_frames"), sample.num_frames),

@@ -4,7 +4,7 @@ import errno
 import hashlib
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -33,7 +33,7 @@ class ShardWriter:
         """
         self.output, self.config = Path(output), config
         self._partial = self.output.with_name(self.output.name + ".partial")
-        self._shards: dict[str, _Shard] = {}
+        self._shards: dict[str, ShardFile] = {}
         self._done: list[ShardEntry] = []
         self._embodiments: dict[str, EmbodimentSpec] = {}
         self._episodes: dict[str, str] = {}
@@ -106,7 +106,7 @@ class ShardWriter:
     def _append(self, split: str, entry: SampleEntry, members: Mapping[str, bytes]) -> None:
         if split not in self._shards:
             number = sum(shard.split == split for shard in self._done)
-            self._shards[split] = _Shard(self._partial / f"{self.config.dataset}-{split}-{number:06d}.tar", split)
+            self._shards[split] = ShardFile(self._partial / f"{self.config.dataset}-{split}-{number:06d}.tar", split)
         shard = self._shards[split]
         shard.append(entry, members)
         if shard.size >= self.config.shard_bytes:
@@ -132,7 +132,7 @@ class ShardWriter:
             options=config_options(self.config),
             embodiments=dict(sorted(self._embodiments.items())),
             shards=tuple(self._done),
-            counts=self._counts(),
+            counts=count_samples(self._done, self._embodiments),
             skipped=tuple(self._skipped),
             notes=dict(sorted(self._notes.items())),
         )
@@ -168,25 +168,28 @@ class ShardWriter:
         for split in list(self._shards):
             self._close(split)
 
-    def _counts(self) -> dict[str, Any]:
-        counts: dict[str, Any] = {}
-        for split in (*SPLITS, "total"):
-            samples = [e for shard in self._done if split in (shard.split, "total") for e in shard.samples]
-            counts[split] = {
-                "episodes": sum(split in (s, "total") for s in self._episodes.values()),
-                "samples": len(samples),
-                "frames": sum(e.num_frames for e in samples),
-                "actions": sum(e.num_actions for e in samples),
-                "seconds": round(sum(e.num_frames / self._embodiments[e.embodiment].fps for e in samples), 3),
-                "bytes": sum(e.bytes for e in samples),
-            }
-        return counts
+
+def count_samples(shards: Sequence[ShardEntry], embodiments: Mapping[str, EmbodimentSpec]) -> dict[str, Any]:
+    """Return episodes, samples, frames, actions, seconds and bytes, per split and in all."""
+    counts: dict[str, Any] = {}
+    for split in (*SPLITS, "total"):
+        samples = [e for shard in shards if split in (shard.split, "total") for e in shard.samples]
+        counts[split] = {
+            "episodes": len({e.episode_id for e in samples}),
+            "samples": len(samples),
+            "frames": sum(e.num_frames for e in samples),
+            "actions": sum(e.num_actions for e in samples),
+            "seconds": round(sum(e.num_frames / embodiments[e.embodiment].fps for e in samples), 3),
+            "bytes": sum(e.bytes for e in samples),
+        }
+    return counts
 
 
-class _Shard:
+class ShardFile:
     """One open tar whose members' offsets are noted as they are written."""
 
     def __init__(self, path: Path, split: str) -> None:
+        """Open a new tar."""
         from webdataset.writer import TarWriter
 
         self._path, self._split = path, split
@@ -196,15 +199,18 @@ class _Shard:
 
     @property
     def size(self) -> int:
+        """Bytes so far."""
         return self._tar.tarstream.offset
 
     def append(self, entry: SampleEntry, members: Mapping[str, bytes]) -> None:
+        """Write one sample; offset and length of its entry are filled in."""
         offset = self.size
         self._tar.write({"__key__": entry.key, **members})
         placed = {**entry.__dict__, "offset": offset, "bytes": self.size - offset}
         self._entries.append(SampleEntry(**placed))
 
     def close(self) -> ShardEntry:
+        """Finish the tar and return what the manifest says of it."""
         self._tar.close()
         self._file.close()
         size, digest = self._path.stat().st_size, hash_file(self._path)

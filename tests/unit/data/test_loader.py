@@ -247,8 +247,9 @@ def test_a_broken_sample_is_named_when_it_is_reached(toys, tmp_path):
         members[name] = members[name][:500]
 
     toys.rewrite_first_sample(folder, cut)
+    stored = make(folder, shuffle=False)
     with pytest.raises(DataError, match=r"toy-train-000000\.tar.*ep00\d-0000.*truncated"):
-        make(folder).batch(range(60))
+        stored.batch(range(len(stored)))
 
 
 def test_a_cut_shard_is_found_before_training_starts(toys, tmp_path):
@@ -304,3 +305,82 @@ def test_a_batch_from_decoded_clips_is_quick(toys, tmp_path):
         dataset.batch(range(64))
         times.append(time.process_time() - start)
     assert min(times) < 0.02
+
+
+@pytest.fixture
+def mixed(shards, plain_shards):
+    """Three datasets in two geometries: the second one's windows are longer and smaller."""
+    other = {"num_future_frames": 4, "action_horizon": 9, "height": 8, "width": 8}
+    datasets = (
+        DatasetConfig(path=str(shards), weight=2.0),
+        DatasetConfig(path=str(plain_shards), weight=1.0, window=other),
+        DatasetConfig(path=str(shards), weight=1.0),
+    )
+    return lambda **options: make(*datasets, **{"windows_per_bucket": 12, **options})
+
+
+def test_datasets_of_different_geometry_never_meet_in_a_batch(mixed):
+    dataset = mixed()
+    assert dataset.num_buckets == 2
+    shapes = {}
+    for batch in islice(make_loader(dataset, 6, 24), 60):
+        shapes.setdefault(tuple(batch.video.shape[1:]) + tuple(batch.actions.shape[1:]), set()).update(batch.datasets)
+    assert shapes == {(1, 3, 4, 16, 16, 6, 3): {"d0", "d2"}, (1, 3, 6, 8, 8, 9, 3): {"d1"}}
+
+
+def test_the_mixture_holds_across_geometries_and_every_window_comes_once(mixed):
+    dataset = mixed()
+    places = [dataset._locate(k) for k in range(4800)]
+    counts = np.bincount([d for d, _, _ in places]) / len(places)
+    assert np.abs(counts - [0.5, 0.25, 0.25]).max() < 0.01
+    longer = [p for p in places if p[0] == 1][: len(dataset._sets[1])]
+    assert len(set(longer)) == len(longer)
+
+
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (2, 0), (3, 0), (2, 2)])
+def test_geometries_come_in_the_same_order_for_any_ranks_and_workers(mixed, ranks, workers):
+    loaders = [iter(make_loader(mixed(), 12 // ranks, 12, r, ranks, num_workers=workers)) for r in range(ranks)]
+    for step in range(5):
+        whole = mixed().batch(range(12 * step + 12, 12 * step + 24))
+        parts = [next(loader) for loader in loaders]
+        assert torch.equal(torch.cat([part.video for part in parts]), whole.video)
+        assert [key for part in parts for key in part.keys] == list(whole.keys)
+    for loader in loaders:
+        loader.close()
+
+
+def test_batches_that_would_straddle_two_geometries_are_refused_before_they_start(mixed):
+    for wrong in ({"batch_size": 5}, {"batch_size": 6, "start_index": 3}):
+        with pytest.raises(ConfigError, match=r"data\.windows_per_bucket \(12\)"):
+            make_loader(mixed(), **wrong)
+    dataset = mixed()
+    first = next(k for k in range(1000) if dataset.bucket(k) != dataset.bucket(k + 1))
+    with pytest.raises(ConfigError, match="are of different geometries"):
+        dataset.batch([first, first + 1])
+
+
+def test_held_out_windows_of_two_geometries_come_in_batches_of_their_own(mixed):
+    batches = eval_windows(mixed(), 14, batch_size=4)
+    assert sum(map(len, batches)) == 14
+    assert {batch.video.shape[3] for batch in batches} == {4, 6}
+
+
+def test_a_window_of_its_own_is_checked(shards):
+    for window, message in (({"num_futur": 1}, "Did you mean"), ({"max_views": 2}, "up to data.window.max_views")):
+        with pytest.raises(ConfigError, match=message):
+            make(DatasetConfig(path=str(shards), window=window))
+
+
+def test_few_shards_are_open_at_a_time_where_it_is_asked(toys, tmp_path):
+    folder = toys.write(tmp_path / "many", [toys.episode(i) for i in range(12)], shard_bytes=1, val_fraction=0)
+    few, all_at_once = make(folder, open_shards=3), make(folder)
+    shards = few._sets[0].shards
+    length = len(few)
+    switches = []
+    for dataset in (few, all_at_once):
+        visited = [int(shards[dataset._locate(k)[1]]) for k in range(length)]
+        spans = [max(i for i, v in enumerate(visited) if v == s) - visited.index(s) for s in set(visited)]
+        switches.append(np.mean(spans) / length)
+    assert switches[0] < 0.3 < 0.4 < switches[1]
+    assert sorted(few.batch(range(length)).keys) == sorted(all_at_once.batch(range(length)).keys)
+    assert few.batch(range(length, length + 30)).keys != few.batch(range(30)).keys

@@ -4,7 +4,7 @@ import pickle
 import numpy as np
 import pytest
 
-from wam_video.data.mixture import Mixture
+from wam_video.data.mixture import BucketMixture, Mixture
 from wam_video.data.order import WindowOrder
 from wam_video.errors import ConfigError
 
@@ -72,3 +72,40 @@ def test_the_order_is_a_pure_function_of_seed_and_draw():
 def test_a_group_of_no_window_is_refused():
     with pytest.raises(ConfigError, match="windows_per_decode is 0"):
         WindowOrder(COUNTS, 0, 0)
+    with pytest.raises(ConfigError, match="open_shards is -1"):
+        WindowOrder(COUNTS, 0, open_shards=-1)
+
+
+@pytest.mark.parametrize("open_shards", [1, 2, 5])
+def test_shards_are_visited_in_sets_and_every_window_still_comes_once(open_shards):
+    shards = np.repeat(np.arange(10), 6)
+    order = WindowOrder([7] * 60, 3, 4, shards=shards, open_shards=open_shards)
+    epochs = [[order(draw) for draw in range(e * len(order), (e + 1) * len(order))] for e in range(2)]
+    sets = []
+    for epoch in epochs:
+        assert len(set(epoch)) == len(epoch) == 420
+        visited = list(dict.fromkeys(int(shards[clip]) for clip, _ in epoch))
+        first_half = epoch[: 420 * open_shards // 10]
+        assert {int(shards[clip]) for clip, _ in first_half} == set(visited[:open_shards])
+        sets.append(frozenset(visited[:open_shards]))
+    assert epochs[0] != epochs[1]
+    assert [pickle.loads(pickle.dumps(order))(k) for k in range(99)] == [order(k) for k in range(99)]
+
+
+def test_one_bucket_is_the_plain_mixture():
+    plain, bucketed = Mixture([3, 1, 2], 7), BucketMixture([3, 1, 2], [0, 0, 0], 5, 7)
+    assert [bucketed(k) for k in range(500)] == [plain(k) for k in range(500)]
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_buckets_change_only_between_runs_and_keep_the_weights(seed):
+    mixture = BucketMixture([2, 1, 1, 0], [0, 1, 0, 1], 10, seed)
+    draws = dict.fromkeys(range(4), 0)
+    for run in range(400):
+        names = [mixture(10 * run + place) for place in range(10)]
+        assert len({(0, 1, 0, 1)[d] for d, _ in names}) == 1
+        for dataset, draw in names:
+            assert draw == draws[dataset]
+            draws[dataset] += 1
+    assert draws[3] == 0
+    assert np.abs(np.array([draws[d] for d in range(3)]) / 4000 - [0.5, 0.25, 0.25]).max() < 0.01
