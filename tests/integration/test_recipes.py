@@ -1,18 +1,25 @@
 """Every recipe on the tiny model: trains two steps, answers every mode or says why not, and is the same after loading."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from wam_video.cli import train
 from wam_video.cli.command import run
+from wam_video.config import load
 from wam_video.data.schema import EmbodimentSpec
 from wam_video.errors import ConfigError
+from wam_video.flow.modes import POLICY_PATHS
+from wam_video.flow.scheduler import WAMScheduler
 from wam_video.inference.checks import unanswered
+from wam_video.inference.chunks import count_steps
 from wam_video.inference.pipeline import WAMPipeline
+from wam_video.models.masks import AttentionConfig
 from wam_video.tensors import Mode
 from wam_video.testing import fake_shards
+from wam_video.training.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted(file.stem for file in (ROOT / "configs/recipe").glob("*.yaml"))
@@ -24,6 +31,14 @@ SMALL = ["model.num_layers=2", "model.num_attention_heads=2", "model.attention_h
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     body = EmbodimentSpec(name="arm", action_dim=2, state_dim=2, views=("front",), fps=5.0, action_rate=10.0)
     return fake_shards(tmp_path_factory.mktemp("data") / "toy", [body])
+
+
+@pytest.mark.parametrize(("recipe", "steps"), [("lingbot_va", 3 + 10 + 3 + 10), ("x_wam", 10), ("dreamzero", 32)])
+def test_a_policy_takes_the_steps_of_its_path(recipe: str, steps: int) -> None:
+    config = load(TrainConfig, [ROOT / f"configs/recipe/{recipe}.yaml"])
+    rule, path = AttentionConfig.read(config.model.get("attention")), WAMScheduler(**config.scheduler)
+    prepared = SimpleNamespace(num_chunks=2 if rule.causal else 1)
+    assert count_steps(rule, prepared, POLICY_PATHS[path.config["policy_path"]], path.path()) == steps
 
 
 def answer(pipe: WAMPipeline, mode: Mode) -> list[np.ndarray]:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from wam_video.flow.modes import ModeSpec, Role, path_grid
+from wam_video.flow.modes import ModeSpec, PathConfig, Role, path_grid
 from wam_video.flow.solvers import Clocks, State, sample
 from wam_video.inference.sampling import Prepared, SamplingConfig, VelocityField, twice
 from wam_video.models.kv_cache import KVCache
@@ -63,6 +63,12 @@ def run(
         on_step(step, grid[step + 1], state)
 
     return sample(field, prepared.start, prepared.pattern, grid, solver=config.solver, on_step=show)
+
+
+def count_steps(rule: AttentionConfig, prepared: Prepared, spec: ModeSpec, path: PathConfig) -> int:
+    """Return how many steps `run` takes over all chunks."""
+    last, before = (len(path_grid(each, path)) - 1 for each in (spec, remembered(spec, rule)))
+    return last + (prepared.num_chunks - 1) * before
 
 
 def without_future(prepared: Prepared) -> Prepared:

@@ -17,7 +17,7 @@ from wam_video.flow.scheduler import WAMScheduler, check_policy_path, check_solv
 from wam_video.flow.solvers import State
 from wam_video.inference.checkpoint import CheckpointFolder
 from wam_video.inference.checks import check_components
-from wam_video.inference.chunks import run
+from wam_video.inference.chunks import count_steps, run
 from wam_video.inference.inputs import Conditions, Request, batch_conditions, build_conditions
 from wam_video.inference.noise import Generators, make_generators
 from wam_video.inference.outputs import WAMOutput, fit, physical_actions
@@ -198,7 +198,7 @@ class WAMPipeline(CheckpointFolder):
         generators = make_generators(options.generator, len(conditions))
         device = self._execution_device
         prepared = prepare(self.vae, self.processor, conditions, spec, generators, self.transformer, device)
-        total = sampling.path.num_inference_steps * prepared.num_chunks
+        total = count_steps(self.transformer.attention, prepared, spec, sampling.path)
         with self.progress_bar(total=total) as bar:  # type: ignore[call-arg] - a static method
 
             def on_step(step: int, point: Float[Tensor, " 2"], state: State) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from wam_video.errors import ConfigError
 from wam_video.flow.modes import MODES, Role
+from wam_video.inference.checks import unanswered
 from wam_video.inference.chunks import remembered
 from wam_video.inference.pipeline import WAMPipeline
 from wam_video.models.masks import AttentionConfig
@@ -51,8 +52,13 @@ def request(mode: str, batch: int = 2, **changes: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("mode", list(Mode))
-def test_every_mode_runs_and_rows_do_not_know_each_other(rule: str, mode: Mode) -> None:
+def test_every_mode_runs_or_is_refused_and_rows_do_not_know_each_other(rule: str, mode: Mode) -> None:
     pipe, spec = pipeline(rule), MODES[mode]
+    if mode in unanswered(pipe.transformer.attention):
+        assert rule == "fastwam"
+        with pytest.raises(ConfigError, match=f"mode is '{mode.value}', but"):
+            pipe(**request(mode))
+        return
     out = pipe(**request(mode))
     again = pipe(**request(mode))
     values = request(mode)
