@@ -239,6 +239,23 @@ def test_a_folder_without_a_manifest_is_refused(
     assert "holds no manifest.json" in error_line(capsys)
 
 
+def test_inspect_names_what_it_can_not_read_or_write(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("words")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "manifest.json").write_text("[]")
+    for arguments, message in (
+        ((tmp_path / "file",), "holds no manifest.json"),
+        ((tmp_path / "broken",), "not a manifest (no mapping"),
+        ((shards, "--output", tmp_path / "broken"), "can't write"),
+        ((shards, "--output", tmp_path / "file" / "page.html"), "can't write"),
+        ((shards, "--clips", 0), "--clips is 0"),
+    ):
+        assert call("inspect", *arguments) == 2
+        assert message in error_line(capsys)
+
+
 @pytest.mark.parametrize("command", ["convert", "inspect", "stats", "verify"])
 def test_help_gives_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -156,6 +157,9 @@ def test_the_mean_action_is_that_of_training(shards: Path) -> None:
         (["--device", "tpu9"], "device is 'tpu9'"),
         (["--training-log", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--batch-size", "0"], "batch size is 0"),
+        (["--windows", "-4"], "windows is -4"),
+        (["--steps", "-1"], "num_inference_steps is -1"),
+        (["--modes", ","], "--modes is ',', which names no mode"),
     ],
 )
 def test_a_wrong_request_is_one_line_and_writes_nothing(
@@ -167,6 +171,30 @@ def test_a_wrong_request_is_one_line_and_writes_nothing(
     assert message in error
     assert "Traceback" not in error
     assert not out.exists()
+
+
+def test_files_and_folders_that_are_no_shards_are_named_and_the_output_is_tried_first(
+    shards: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("words")
+    for name in ("empty", "broken"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "broken" / "manifest.json").write_text("{")
+    bare = tmp_path / "bare"
+    shutil.copytree(shards, bare)
+    (bare / "stats.json").unlink()
+    for data, output, message in (
+        (tmp_path / "file", "out", "holds no manifest.json"),
+        (tmp_path / "empty", "out", "holds no manifest.json"),
+        (tmp_path / "broken", "out", "not a manifest"),
+        (bare, "out", "stats.json' does not exist"),
+        (shards, "file", "is a file; give a folder to make"),
+        (tmp_path / "empty", "file/out", "is a file; give a folder to make"),
+    ):
+        assert _run("--model", model, "--data", data, "--output", tmp_path / output) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert message in line
+    assert not (tmp_path / "out").exists()
 
 
 def test_unknown_bodies_widths_data_and_models_are_refused(

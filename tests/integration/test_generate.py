@@ -1,6 +1,7 @@
 """`wam-video generate` from a saved checkpoint and shards: every mode writes what it promises, every mistake writes nothing."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,6 +123,12 @@ def test_a_raw_recording_is_resized_as_the_training_data_were(world: Path, tmp_p
         ("inverse", ("--episode", "arm-000", "--start", "2.1"), "ends before"),
         ("forward", ("--episode", "arm-000", "--start", "2.1"), "exactly 4"),
         ("policy", ("--device", "abacus"), "abacus"),
+        ("policy", ("--steps", "-3"), "num_inference_steps is -3"),
+        ("policy", ("--start", "nan"), "--start is nan"),
+        ("policy", ("--seed", str(2**70)), "allowed: -2**63 to 2**64 - 1"),
+        ("forward", ("--actions", __file__), "test_generate.py' is no array of numbers"),
+        ("forward", ("--actions", str(Path(__file__).parent)), "can't be read (Is a directory)"),
+        ("joint", ("--guidance-scale", "nan"), "guidance_scale is nan"),
     ],
 )
 def test_a_wrong_request_is_one_line_and_leaves_nothing(
@@ -140,6 +147,43 @@ def test_missing_inputs_are_named(world: Path, tmp_path: Path, capsys: pytest.Ca
     assert generate(world, tmp_path / "out", "policy", model="no/such/model") == WRONG_REQUEST
     assert "no/such/model" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_folders_that_are_no_checkpoint_or_no_recording_are_named(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("empty", "unready", "listed"):
+        (tmp_path / name).mkdir()
+    shutil.copytree(world / "model", tmp_path / "unprocessed")
+    shutil.rmtree(tmp_path / "unprocessed" / "processor")
+    (tmp_path / "file").write_text("words")
+    (tmp_path / "unready" / "model_index.json").write_text("[1")
+    (tmp_path / "listed" / "manifest.json").write_text("[]")
+    out = tmp_path / "out"
+    for options, message in (
+        ({"model": "file"}, "file' is no folder"),
+        ({"model": "empty"}, "model_index.json is missing"),
+        ({"model": "unready"}, "model_index.json can't be read"),
+        ({"model": "unprocessed"}, "processor/processor_config.json is missing"),
+        ({"source": "empty"}, "empty' is of no known format"),
+        ({"source": "file"}, "file' is of no known format"),
+        ({"source": "listed"}, "not a manifest (no mapping with a schema_version)"),
+    ):
+        chosen = {what: str(tmp_path / name) for what, name in options.items()}
+        assert generate(world, out, "policy", **chosen) == WRONG_REQUEST
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert message in line
+    assert not out.exists()
+
+
+def test_an_output_that_could_not_be_made_is_refused_before_the_work(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("words")
+    for output in ("file", "file/out"):
+        assert generate(world, tmp_path / output, "policy", model="no/such/model") == WRONG_REQUEST
+        assert f"{str(tmp_path / 'file')!r} is a file; give a folder to make" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "words"
 
 
 def test_forward_without_actions_and_wrong_width_are_refused(

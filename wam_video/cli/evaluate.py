@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from wam_video.cli.command import DONE, quiet_libraries, run
-from wam_video.cli.options import parse_named, show_progress, torch_device
+from wam_video.cli.options import check_output, parse_named, show_progress, torch_device
 from wam_video.errors import ConfigError
 from wam_video.log import setup_logging
 
@@ -99,8 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         device=torch_device(arguments.device),
         training_logs=parse_named("--training-log", arguments.training_log),
     )
-    if arguments.output.exists() and not arguments.output.is_dir():
-        raise ConfigError(f"output {str(arguments.output)!r} is a file; give a folder")
+    check_output(arguments.output)
     given = sys.argv[1:] if argv is None else list(argv)
     command = shlex.join(["wam-video", "evaluate", *(given[1:] if given[:1] == ["evaluate"] else given)])
     quiet_libraries()
@@ -122,6 +121,8 @@ def _modes(values: Sequence[str] | None) -> tuple["Mode", ...]:  # noqa: F821
     from wam_video.flow.modes import get_mode
 
     names = [name for value in values or () for name in value.split(",") if name]
+    if values and not names:
+        raise ConfigError(f"--modes is {' '.join(values)!r}, which names no mode; leave it out for all of them")
     return tuple(dict.fromkeys(get_mode(name) for name in names))
 
 

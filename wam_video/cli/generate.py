@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wam_video.cli.command import DONE, quiet_libraries, run
+from wam_video.cli.options import check_output
 from wam_video.errors import ConfigError, DataError
 from wam_video.log import setup_logging
 
@@ -128,11 +129,16 @@ def _read_actions(path: Path) -> "np.ndarray":
     import numpy as np
 
     try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        array = np.load(path, allow_pickle=False)
+    except OSError as error:
         raise ConfigError(
-            f"--actions is {str(path)!r}, which can't be read ({error}); give a float32 .npy [ta, da]"
+            f"--actions {str(path)!r} can't be read ({error.strerror}); give a float32 .npy [ta, da]"
         ) from error
+    except (ValueError, EOFError) as error:  # numpy's own words advise to unpickle the file
+        raise ConfigError(f"--actions {str(path)!r} is no array of numbers; give a float32 .npy [ta, da]") from error
+    if not isinstance(array, np.ndarray):
+        raise ConfigError(f"--actions {str(path)!r} is an archive; give a single float32 .npy [ta, da]")
+    return array
 
 
 def _summary(
@@ -208,8 +214,7 @@ def _told(summary: dict[str, Any], folder: Path) -> str:
 
 
 def _check_output(output: Path, overwrite: bool) -> None:
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"--output is {str(output)!r}, which is a file; give a folder to make")
+    check_output(output)
     if output.is_dir() and any(output.iterdir()) and not overwrite:
         raise ConfigError(f"--output {str(output)!r} is not empty; give another folder, or --overwrite")
 

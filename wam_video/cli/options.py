@@ -1,5 +1,6 @@
 """What several commands read from their arguments and show while they work."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -56,6 +57,19 @@ def parse_options(pairs: Sequence[str], what: str = "--option") -> dict[str, str
             raise ConfigError(f"{what} is {pair!r}; it must be KEY=VALUE, e.g. {what} action_key=actions")
         options[key] = value
     return options
+
+
+def check_output(folder: Path) -> None:
+    """Refuse a folder that could not be made, before the work that would be lost; nothing is made yet.
+
+    Raises:
+        ConfigError: It is a file, lies under one, or may not be written.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ConfigError(f"--output is {str(folder)!r}, but {str(there)!r} is a file; give a folder to make")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"--output is {str(folder)!r}, but {str(there)!r} may not be written; give another folder")
 
 
 def torch_device(name: str | None) -> str:

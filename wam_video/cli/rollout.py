@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wam_video.cli.command import DONE, quiet_libraries, run
-from wam_video.cli.options import parse_named, parse_options, parse_size, show_progress, torch_device
-from wam_video.errors import ConfigError
+from wam_video.cli.options import check_output, parse_named, parse_options, parse_size, show_progress, torch_device
 from wam_video.log import setup_logging
 
 _EXAMPLE = """\
@@ -117,8 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Roll out; return the exit code."""
     arguments = parser().parse_args(argv)
     setup_logging()
-    if arguments.output.exists() and not arguments.output.is_dir():
-        raise ConfigError(f"output {str(arguments.output)!r} is a file; give a folder")
+    check_output(arguments.output)
     from wam_video.data.simulation import Disturbance  # torch and diffusers: not before --help has answered
     from wam_video.evaluation.agents import ModelOptions
     from wam_video.evaluation.rollout import LoopConfig

@@ -105,9 +105,11 @@ def load_manifest(folder: Path | str | Store) -> Manifest:
         raise DataError(f"{path}: not a manifest ({error}); convert the dataset again") from error
     try:
         raw = json.loads(text)
-        version = raw["schema_version"]
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise DataError(f"{path}: not a manifest ({error}); convert the dataset again") from error
+    if not isinstance(raw, dict) or "schema_version" not in raw:
+        raise DataError(f"{path}: not a manifest (no mapping with a schema_version); convert the dataset again")
+    version = raw["schema_version"]
     if not isinstance(version, int) or version > SCHEMA_VERSION:
         raise DataError(
             f"{path}: schema version is {version}; this library reads up to {SCHEMA_VERSION}: update wam-video"

@@ -20,7 +20,7 @@ def make_generators(given: Generators, batch: int) -> list[torch.Generator]:
         batch: Number of samples.
 
     Raises:
-        ConfigError: A list of another length, or something that is neither a generator nor a seed.
+        ConfigError: A list of another length, something that is neither a generator nor a seed, or a seed beyond 64 bits.
     """
     if given is None:
         given = torch.default_generator
@@ -36,6 +36,8 @@ def _generator(given: torch.Generator | int) -> torch.Generator:
         return given
     if isinstance(given, bool) or not isinstance(given, int):
         raise ConfigError(f"generator is {given!r}; allowed: a torch.Generator or an integer seed")
+    if not -(2**63) <= given < 2**64:
+        raise ConfigError(f"seed is {given}; allowed: -2**63 to 2**64 - 1")
     return torch.Generator().manual_seed(given)
 
 
