@@ -5,6 +5,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from diffusers import WanTransformer3DModel
 
 from wam_video.cli import train
 from wam_video.cli.command import run
@@ -17,6 +19,7 @@ from wam_video.inference.checks import unanswered
 from wam_video.inference.chunks import count_steps
 from wam_video.inference.pipeline import WAMPipeline
 from wam_video.models.masks import AttentionConfig
+from wam_video.models.transformer import WAMTransformer
 from wam_video.tensors import Mode
 from wam_video.testing import fake_shards
 from wam_video.training.config import TrainConfig
@@ -75,3 +78,25 @@ def test_a_recipe_trains_answers_and_comes_back(recipe: str, shards: Path, tmp_p
         first, second = answer(pipe, mode), answer(again, mode)
         assert len(first) == (2 if mode is Mode.JOINT else 1)
         assert all(np.isfinite(a).all() and np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_starts_from_a_wan_backbone(recipe: str, tmp_path: Path) -> None:
+    wan = WanTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=16,
+        out_channels=16,
+        text_dim=16,
+        freq_dim=8,
+        ffn_dim=32,
+        num_layers=2,
+    )
+    wan.save_pretrained(tmp_path / "transformer")
+    settings = load(TrainConfig, [ROOT / f"configs/recipe/{recipe}.yaml"]).model
+    body = {"name": "arm", "action_dim": 2, "state_dim": 2}
+    network = WAMTransformer.from_wan(tmp_path, embodiments=[body], **settings)
+    assert all(value.isfinite().all() for value in network.parameters())
+    assert torch.equal(network.blocks[1].ffn.net[2].weight, wan.blocks[1].ffn.net[2].weight)
+    seen = network.attention.video_sees_actions and "action_coupling" not in settings
+    assert network.config["action_coupling"] == ("gated" if seen else "full")
