@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from diffusers import AutoencoderKLWan, DiffusionPipeline
-from transformers import PreTrainedModel
+from transformers import BaseImageProcessor, CLIPVisionModel, PreTrainedModel
 
 from wam_video.errors import CheckpointError, ConfigError, WamError
 from wam_video.inference import loading
@@ -23,6 +23,8 @@ class CheckpointFolder(DiffusionPipeline):
     transformer: WAMTransformer
     vae: PixelCodec | AutoencoderKLWan
     text_encoder: PreTrainedModel | None
+    image_encoder: CLIPVisionModel | None
+    image_processor: BaseImageProcessor | None
 
     @classmethod
     def from_pretrained(

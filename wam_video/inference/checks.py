@@ -1,12 +1,14 @@
 """Whether the parts of a checkpoint belong together, and which modes its attention can answer."""
 
 from diffusers import AutoencoderKLWan
-from transformers import PreTrainedModel
+from transformers import BaseImageProcessor, CLIPVisionModel, PreTrainedModel
 
 from wam_video.data.processor import WAMProcessor
 from wam_video.errors import CheckpointError, ConfigError
 from wam_video.flow.modes import MODES, ModeSpec, Role
 from wam_video.models import video_codec
+from wam_video.models.image_context import ImageContext
+from wam_video.models.image_encoder import processor_fit
 from wam_video.models.masks import AttentionConfig
 from wam_video.models.transformer import WAMTransformer
 from wam_video.models.video_codec import PixelCodec
@@ -56,6 +58,29 @@ def check_components(
             raise CheckpointError(
                 f"the processor's window has {what} {length}; vae and transformer need a multiple of {step}"
             )
+
+
+def image_context(
+    transformer: WAMTransformer,
+    codec: PixelCodec | AutoencoderKLWan,
+    encoder: CLIPVisionModel | None,
+    processor: BaseImageProcessor | None,
+) -> ImageContext:
+    """Return what makes the first-frame condition and the image context of a network, if it reads them.
+
+    Raises:
+        CheckpointError: A part that this needs is missing or of another model.
+    """
+    if (encoder is None) != (processor is None):
+        there, missing = (
+            ("image_processor", "image_encoder") if encoder is None else ("image_encoder", "image_processor")
+        )
+        raise CheckpointError(f"there is an {there}, but no {missing}; they go together")
+    try:
+        fit = "crop" if encoder is None else processor_fit(processor, encoder)
+        return ImageContext(transformer.config, codec, encoder, fit)
+    except ConfigError as error:
+        raise CheckpointError(f"the parts of the image context do not fit: {error}") from error
 
 
 def _check_embodiments(transformer: WAMTransformer, processor: WAMProcessor) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from wam_video.flow.modes import ModeSpec, PathConfig, Role, path_grid
 from wam_video.flow.solvers import Clocks, State, sample
 from wam_video.inference.sampling import Prepared, SamplingConfig, VelocityField, twice
+from wam_video.models.image_context import condition_of_chunk
 from wam_video.models.kv_cache import KVCache
 from wam_video.models.masks import AttentionConfig
 from wam_video.models.transformer import WAMTransformer
@@ -159,13 +160,16 @@ class ChunkSampler:
         return slice(first, first + size), slice((chunk - 1) * per, chunk * per)
 
     def _new_cache(self) -> KVCache:
-        shape = self._prepared.encoded.shape
+        shape, picture = self._prepared.encoded.shape, self._prepared.inputs["image_embeds"]
+        if picture is not None:
+            picture = (twice(picture) if self._guided else picture).to(self._dtype)
         return self._transformer.new_cache(
             text_embeds=self._text,
             latent_shape=(shape[1], shape[2], shape[4], shape[5]),
             num_context=self._prepared.num_context,
             max_chunks=self._prepared.num_chunks,
             num_actions=self._prepared.inputs["action_times"].shape[1] // self._prepared.num_chunks,
+            image_embeds=picture,
         )
 
     def _observe(self, cache: KVCache, chunk: int, state: State, clocks: Clocks) -> KVCache:
@@ -179,6 +183,7 @@ class ChunkSampler:
             "latents": state.video[:, :, :, frames].to(self._dtype),
             "t_video": clocks.video[:, frames],
             "latent_times": inputs["latent_times"][:, frames],
+            "condition": self._condition(frames),
         }
         if chunk:
             values |= {
@@ -192,12 +197,18 @@ class ChunkSampler:
 
     def _inputs(self, chunk: int, cache: KVCache) -> dict[str, Any]:
         frames, actions = self._spans(chunk)
-        inputs = dict(self._prepared.inputs, cache=cache, num_context=0)
+        # the cache has the image context already, as it has the prompt
+        inputs = dict(self._prepared.inputs, cache=cache, num_context=0, image_embeds=None)
+        inputs["condition"] = self._condition(frames)
         inputs["latent_times"] = inputs["latent_times"][:, frames]
         inputs["action_times"] = inputs["action_times"][:, actions]
         if chunk > 1:  # the state is known now, at the start of the first
             inputs["state"] = inputs["state_mask"] = None
         return inputs
+
+    def _condition(self, frames: slice) -> Float[Tensor, "b v cc k h w"] | None:
+        condition = self._prepared.inputs["condition"]
+        return condition_of_chunk(condition, frames.start, frames.stop - frames.start)
 
     def _merged(self, whole: State, part: State, chunk: int) -> State:
         frames, actions = self._spans(chunk)

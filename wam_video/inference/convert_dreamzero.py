@@ -19,6 +19,7 @@ from wam_video.inference.loading import INDEX, write_checksums
 from wam_video.log import get_logger
 from wam_video.models.convert import DREAMZERO_ATTENTION, DREAMZERO_OPTIONS, dreamzero_keys
 from wam_video.models.convert_encoders import ENCODERS, UNUSED, empty, split
+from wam_video.models.image_encoder import image_processor
 from wam_video.models.transformer import WAMTransformer
 
 _LOG = get_logger(__name__)
@@ -119,7 +120,7 @@ def _write(
             (module.save_config if hasattr(module, "save_config") else module.config.save_pretrained)(folder)
             _save(plan, folder, _FILES.get(part, "model"))
             _LOG.info("%s: %d tensors", part, len(plan))
-        return _finish(release, bodies, tokenizer, output, partial, list(plans))
+        return _finish(release, bodies, tokenizer, output, partial, modules)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError):
@@ -130,8 +131,14 @@ def _write(
 
 
 def _finish(
-    release: Release, bodies: list[dict[str, Any]], tokenizer: str | None, output: Path, partial: Path, parts: list[str]
+    release: Release,
+    bodies: list[dict[str, Any]],
+    tokenizer: str | None,
+    output: Path,
+    partial: Path,
+    parts: Mapping[str, Any],
 ) -> dict[str, Any]:
+    encoder = parts.get("image_encoder")
     release_processor(release, bodies).save_pretrained(partial / "processor")
     WAMScheduler(
         num_inference_steps=16,
@@ -148,6 +155,12 @@ def _finish(
     if tokenizer is not None:
         index["tokenizer"] = ["transformers", _copy_tokenizer(tokenizer, partial / "tokenizer")]
     index |= {"scheduler": ["wam_video", "WAMScheduler"], "processor": ["wam_video", "WAMProcessor"]}
+    index |= {"image_encoder": [None, None], "image_processor": [None, None]}
+    if encoder is not None:  # DreamZero shows CLIP the whole canvas, not its middle
+        processor = image_processor(encoder, "stretch")
+        processor.save_pretrained(partial / "image_processor")
+        index["image_encoder"] = ["transformers", "CLIPVisionModel"]
+        index["image_processor"] = ["transformers", type(processor).__name__]
     facts = {
         "source": release.folder.name,
         "base": release.base if release.lora else None,
@@ -155,9 +168,6 @@ def _finish(
         "unused_tensors": [PARTS[part] + name for part, names in UNUSED.items() for name in names],
         "embodiments": [body["name"] for body in bodies],
         "relative_actions": list(release.experiment.get("relative_action_keys") or []),
-        "image_encoder": "image_encoder/ is beside the pipeline: it makes the image context"
-        if "image_encoder" in parts
-        else None,
     }
     (partial / INDEX).write_text(facts_json(index), encoding="utf-8")
     (partial / FACTS).write_text(facts_json(facts), encoding="utf-8")

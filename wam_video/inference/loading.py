@@ -25,10 +25,12 @@ CONFIG_FILES = {
     "tokenizer": "tokenizer_config.json",
     "scheduler": "scheduler_config.json",
     "processor": "processor_config.json",
+    "image_encoder": "config.json",
+    "image_processor": "preprocessor_config.json",
 }
 """The file that each component's folder must have."""
-WITH_WEIGHTS = ("transformer", "vae", "text_encoder")
-OPTIONAL = ("text_encoder", "tokenizer")
+WITH_WEIGHTS = ("transformer", "vae", "text_encoder", "image_encoder")
+OPTIONAL = ("text_encoder", "tokenizer", "image_encoder", "image_processor")
 
 _DOWNLOADED = ["*.json", "*.safetensors"]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")

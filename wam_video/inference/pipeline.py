@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKLWan, DiffusionPipeline
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BaseImageProcessor, CLIPVisionModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from wam_video.data.processor import WAMProcessor
 from wam_video.errors import ConfigError, one_of
@@ -16,13 +16,14 @@ from wam_video.flow.modes import MODES, POLICY_PATHS, ModeSpec, get_mode
 from wam_video.flow.scheduler import WAMScheduler, check_policy_path, check_solver, guidance_scales
 from wam_video.flow.solvers import State
 from wam_video.inference.checkpoint import CheckpointFolder
-from wam_video.inference.checks import check_components
+from wam_video.inference.checks import check_components, image_context
 from wam_video.inference.chunks import count_steps, run
 from wam_video.inference.inputs import Conditions, Request, batch_conditions, build_conditions
 from wam_video.inference.noise import Generators, make_generators
 from wam_video.inference.outputs import WAMOutput, fit, physical_actions
 from wam_video.inference.registration import register_components
 from wam_video.inference.sampling import Prepared, SamplingConfig, decode_future, prepare
+from wam_video.models.image_context import ImageContext
 from wam_video.models.text import encode_text
 from wam_video.models.transformer import WAMTransformer
 from wam_video.models.video_codec import PixelCodec
@@ -58,13 +59,15 @@ class WAMPipeline(CheckpointFolder):
         tokenizer: The encoder's.
         scheduler: How paths are walked by default.
         processor: Embodiments, their statistics and the window that the model was trained on.
+        image_encoder: CLIP's vision encoder, which networks with an `image_dim` need (Wan's image-to-video shape); else None.
+        image_processor: The encoder's, which says how a frame becomes its square picture (`crop` or `stretch`).
 
     Raises:
         CheckpointError: The parts do not fit each other.
     """
 
-    model_cpu_offload_seq = "text_encoder->vae->transformer"
-    _optional_components = ["text_encoder", "tokenizer"]
+    model_cpu_offload_seq = "text_encoder->image_encoder->vae->transformer"
+    _optional_components = ["text_encoder", "tokenizer", "image_encoder", "image_processor"]
     _callback_tensor_inputs = ["latents", "actions"]
 
     def __init__(
@@ -75,6 +78,8 @@ class WAMPipeline(CheckpointFolder):
         tokenizer: PreTrainedTokenizerBase | None,
         scheduler: WAMScheduler,
         processor: WAMProcessor,
+        image_encoder: CLIPVisionModel | None = None,
+        image_processor: BaseImageProcessor | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -84,8 +89,19 @@ class WAMPipeline(CheckpointFolder):
             tokenizer=tokenizer,
             scheduler=scheduler,
             processor=processor,
+            image_encoder=image_encoder,
+            image_processor=image_processor,
         )
         check_components(transformer, vae, text_encoder, processor)
+        self.image_context()
+
+    def image_context(self) -> ImageContext:
+        """Return what makes the first-frame condition and image context that the network reads, if it reads any.
+
+        Raises:
+            CheckpointError: A part that this needs is missing or of another model.
+        """
+        return image_context(self.transformer, self.vae, self.image_encoder, self.image_processor)
 
     @torch.no_grad()
     def __call__(  # noqa: PLR0913 - the public contract: one keyword each
@@ -197,7 +213,9 @@ class WAMPipeline(CheckpointFolder):
         text, empty = self._text(conditions.prompts, options, sampling)
         generators = make_generators(options.generator, len(conditions))
         device = self._execution_device
-        prepared = prepare(self.vae, self.processor, conditions, spec, generators, self.transformer, device)
+        prepared = prepare(
+            self.vae, self.processor, conditions, spec, generators, self.transformer, device, self.image_context()
+        )
         total = count_steps(self.transformer.attention, prepared, spec, sampling.path)
         with self.progress_bar(total=total) as bar:  # type: ignore[call-arg] - a static method
 

@@ -18,6 +18,7 @@ from wam_video.inference.inputs import Conditions
 from wam_video.inference.noise import draw_noise
 from wam_video.models import video_codec
 from wam_video.models.chunks import chunk_ids
+from wam_video.models.image_context import ImageContext
 from wam_video.models.transformer import WAMTransformer
 from wam_video.models.video_codec import Codec
 
@@ -61,14 +62,18 @@ def prepare(
     generators: Sequence[torch.Generator],
     transformer: WAMTransformer,
     device: torch.device,
+    image: ImageContext,
 ) -> Prepared:
     """Encode what is given, draw noise for the rest and say which token follows the path.
+
+    What the network is told of the first frame (`image`) is made here, once for the whole run.
 
     Raises:
         ConfigError: The window can't be cut into the network's chunks, or the network can't answer that.
     """
     check_answer(transformer.attention, spec)
-    encoded = video_codec.encode(codec, conditions.video.to(device))
+    pixels = conditions.video.to(device)
+    encoded = video_codec.encode(codec, pixels)
     num_context = video_codec.num_latents(codec, conditions.num_context_frames)
     all_times = video_codec.latent_times(codec, conditions.frame_times)
     video_codec.num_latents(codec, conditions.frame_times.shape[1])
@@ -95,7 +100,7 @@ def prepare(
         video=torch.where(expand_clock(known.to(device), video, LATENT_FRAME_AXIS), video, noise_video.to(video)),
         actions=torch.where(conditions.action_given[..., None], actions, noise_actions).to(device),
     )
-    view_mask = conditions.frame_mask.any(2)
+    view_mask, past = conditions.frame_mask.any(2), slice(0, conditions.num_context_frames)
     inputs = {
         "latent_times": all_times[:, :frames],
         "action_times": conditions.action_times,
@@ -103,6 +108,7 @@ def prepare(
         "state": processor.normalize_state(conditions.state, bodies),
         "state_mask": conditions.state_mask,
         "view_mask": None if bool(view_mask.all()) else view_mask,
+        **image(pixels[:, :, :, past], conditions.frame_mask[:, :, past], conditions.frame_times.shape[1]),
     }
     inputs = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
     return Prepared(
@@ -143,6 +149,8 @@ class VelocityField:
         # The patch embedding is left alone by quantisation and layerwise casting: its type is that of the activations.
         self.dtype = transformer.patch_embedding.weight.dtype
         self.inputs = inputs
+        if (picture := inputs.get("image_embeds")) is not None:  # guidance is by prompt: both passes see it
+            self.inputs = inputs = inputs | {"image_embeds": picture.to(self.dtype)}
         if guided:
             self.inputs = {k: twice(v) if isinstance(v, Tensor) else v for k, v in inputs.items()}
         self.text = None if text is None else text.to(self.dtype)

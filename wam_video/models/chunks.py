@@ -199,12 +199,12 @@ class Call:
 
     def frames(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Return latents, clocks, times and condition of all frames: clean copies, then the call's own."""
+        condition = None if self.condition is None else self.condition[:, :, :, : self.latents.shape[3]]
         if self.history is None:
-            return self.latents, self.t_video, self.latent_times, self.condition
+            return self.latents, self.t_video, self.latent_times, condition
         begin, end = self.history.first, self.history.first + self.history.num_frames
-        condition = self.condition
-        if condition is not None:
-            condition = torch.cat([condition[:, :, :, begin:end], condition], dim=3)
+        if self.condition is not None and condition is not None:
+            condition = torch.cat([self.condition[:, :, :, begin:end], condition], dim=3)
         latents = torch.cat([self.history.latents.to(self.latents), self.latents], dim=3)
         clocks = torch.cat([self.history.t_video, self.t_video], dim=1)
         return latents, clocks, torch.cat([self.history.times, self.latent_times], dim=1), condition

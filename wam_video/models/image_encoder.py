@@ -1,12 +1,12 @@
 """The image context of Wan's image-to-video networks: CLIP tokens of the first frame."""
 
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import interpolate
-from transformers import CLIPVisionModel
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers import CLIPImageProcessorPil, CLIPVisionModel
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
 
 from wam_video.errors import ConfigError, one_of
 
@@ -51,3 +51,41 @@ def _shortest_side(image: Float[Tensor, "b 3 h w"], side: int) -> Float[Tensor, 
             image = interpolate(image, size, mode="bicubic", antialias=True, align_corners=False)
             image = ((image + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1
     return image
+
+
+def image_processor(encoder: CLIPVisionModel, fit: Fit) -> CLIPImageProcessorPil:
+    """Return the processor that goes beside an encoder in a checkpoint folder and says how pictures are made square.
+
+    Raises:
+        ConfigError: `fit` is unknown.
+    """
+    side = cast(int, encoder.config.image_size)
+    if fit not in Fit.__args__:
+        raise ConfigError(one_of("fit", fit, Fit.__args__))
+    square = {"height": side, "width": side}
+    crops = fit == "crop"
+    return CLIPImageProcessorPil(
+        size={"shortest_edge": side} if crops else square, crop_size=square, do_center_crop=crops
+    )
+
+
+def processor_fit(processor: Any, encoder: CLIPVisionModel) -> Fit:
+    """Return how an image processor makes pictures square, which must be a way that `encode_image` knows.
+
+    Raises:
+        ConfigError: It is another way, or made for another encoder.
+    """
+    side, size = encoder.config.image_size, processor.size
+    if processor.do_center_crop:
+        fit, sides = "crop", (size["shortest_edge"], processor.crop_size["height"], processor.crop_size["width"])
+    else:
+        fit, sides = "stretch", (size["height"], size["width"])
+    if any(length != side for length in sides):
+        raise ConfigError(f"image_processor makes pictures of {sides} pixels, image_encoder reads {side}")
+    numbers = (tuple(processor.image_mean), tuple(processor.image_std), processor.resample)
+    wanted = (tuple(OPENAI_CLIP_MEAN), tuple(OPENAI_CLIP_STD), PILImageResampling.BICUBIC)
+    if numbers != wanted:
+        raise ConfigError(
+            f"image_processor has image_mean, image_std and resample {numbers}; allowed: CLIP's own, {wanted}"
+        )
+    return cast(Fit, fit)

@@ -36,7 +36,7 @@ class ObservesChunks(RunsBlocks):
             max_chunks: Chunks to make place for; no more are kept than the network's window and its sinks, and one, the
                 context, if it knows no chunks.
             num_actions: Actions of a chunk, which are kept if the network reads them (`action_history`).
-            image_embeds: Image context, if the network has an `image_dim`.
+            image_embeds: Image context, if the network has an `image_dim`: of the first frame, for as long as the cache lasts.
 
         Raises:
             ConfigError: What the network makes of observed frames depends on the others.
@@ -91,7 +91,7 @@ class ObservesChunks(RunsBlocks):
             t_action: Their clock.
             action_times: Their seconds.
             view_mask: As in `forward`.
-            condition: As in `forward`.
+            condition: As in `forward`, for the frames of this chunk (`image_context.condition_of_chunk`).
             rows: Rows that have observed something; the others keep every bit. None: all.
 
         Raises:

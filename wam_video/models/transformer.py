@@ -184,7 +184,8 @@ class WAMTransformer(ObservesChunks, ModelMixin, ConfigMixin, PeftAdapterMixin, 
             state: Normalised proprioception at time 0, or at the start of each chunk; None: unknown.
             state_mask: Real dimensions of `state`; a sample without any has no state.
             view_mask: False for cameras that a sample does not have; their tokens are not attended to.
-            condition: What the network reads beside the latents, if it has `condition_channels`.
+            condition: What the network reads beside the latents, if it has `condition_channels`; frames after the call's own
+                are read for `history` only.
             image_embeds: Image context, if the network has an `image_dim`.
             num_context: Latent frames that are context: chunk 0, where there are chunks.
             history: Clean copies of the frames and actions that later chunks read (`attention` of pattern causal).

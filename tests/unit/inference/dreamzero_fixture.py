@@ -32,7 +32,7 @@ def text_encoder(width: int = 24, heads: int = 4, hidden: int = 32, layers: int 
     return shapes
 
 
-def image_encoder(width: int = 80, layers: int = 2) -> dict[str, tuple[int, ...]]:
+def image_encoder(width: int = 1280, hidden: int = 16, layers: int = 2) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {
         "log_scale": (),
         "visual.cls_embedding": (1, 1, width),
@@ -43,9 +43,14 @@ def image_encoder(width: int = 80, layers: int = 2) -> dict[str, tuple[int, ...]
     for name in ("pre_norm", "post_norm"):
         shapes |= {f"visual.{name}.{leaf}": (width,) for leaf in ("weight", "bias")}
     for i in range(layers):
-        for name, out, inp in (("attn.to_qkv", 3, 1), ("attn.proj", 1, 1), ("mlp.0", 4, 1), ("mlp.2", 1, 4)):
-            shapes[f"visual.transformer.{i}.{name}.weight"] = (out * width, inp * width)
-            shapes[f"visual.transformer.{i}.{name}.bias"] = (out * width,)
+        for name, out, inp in (
+            ("attn.to_qkv", 3 * width, width),
+            ("attn.proj", width, width),
+            ("mlp.0", hidden, width),
+            ("mlp.2", width, hidden),
+        ):
+            shapes[f"visual.transformer.{i}.{name}.weight"] = (out, inp)
+            shapes[f"visual.transformer.{i}.{name}.bias"] = (out,)
         for n in (1, 2):
             shapes |= {f"visual.transformer.{i}.norm{n}.{leaf}": (width,) for leaf in ("weight", "bias")}
     return {f"model.{name}": shape for name, shape in shapes.items()}

@@ -40,7 +40,9 @@ def whole_pass(pipe: WAMPipeline, batch: Batch, guidance: float, solver: str) ->
     spec, device = POLICY_PATHS["unknown"], torch.device("cpu")
     conditions = batch_conditions(pipe.processor, batch, spec, 0)
     generators = make_generators(list(range(len(batch))), len(batch))
-    prepared = prepare(pipe.vae, pipe.processor, conditions, spec, generators, pipe.transformer, device)
+    prepared = prepare(
+        pipe.vae, pipe.processor, conditions, spec, generators, pipe.transformer, device, pipe.image_context()
+    )
     guided = guidance != 1
     texts = [encode(pipe, batch.prompts)]
     texts += [encode(pipe, [""] * len(batch))] if guided else []
