@@ -1,4 +1,4 @@
-"""`wam-video data convert|collect|inspect|stats|verify`: recordings or simulations into shards, and a look at what is in them."""
+"""`wam-video data convert|collect|encode|inspect|stats|verify`: recordings or simulations into shards, and a look at what is in them."""
 
 import argparse
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wam_video.cli.command import DONE, FAILED, run
+from wam_video.cli.data_encode import add_encode
 from wam_video.cli.data_export import add_export
 from wam_video.cli.options import parse_options, parse_size
 from wam_video.errors import ConfigError
@@ -47,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_convert(commands)
     add_export(commands)
+    add_encode(commands)
     _add_collect(commands)
     shards = {"inspect": _inspect, "stats": _stats, "verify": _verify}
     helps = {

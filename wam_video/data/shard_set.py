@@ -159,6 +159,10 @@ class ShardSet:
         clip = int(np.searchsorted(self._ends, index, side="right"))
         return clip, index - (int(self._ends[clip - 1]) if clip else 0)
 
+    def clips_of(self, shard: str) -> list[tuple[int, SampleEntry]]:
+        """Return the clips of one shard, each with its entry."""
+        return [(i, sample) for i, (entry, sample) in enumerate(self._samples) if entry.name == shard]
+
     def key(self, clip: int) -> str:
         """Return the sample's key."""
         return self._samples[clip][1].key

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from wam_video.data.latents import OPTION
 from wam_video.data.manifest import Manifest, SampleEntry, ShardEntry, load_manifest, verify_shard
 from wam_video.data.normalize import compute_stats, load_stats, stats_hash
 from wam_video.data.reader import Clip, load_clip
@@ -62,14 +63,15 @@ def verify(folder: Path | str, *, hashes: bool = True, decoder: str = "auto") ->
 def _sample_problems(
     folder: Path, manifest: Manifest, shard: ShardEntry, sample: SampleEntry, decoder: str
 ) -> Iterator[str]:
-    try:
-        clip = load_clip(folder, shard, sample, decoder=decoder)
-    except DataError as error:
-        yield str(error)
-        return
     spec = manifest.embodiments.get(sample.embodiment)
     if spec is None:
         yield f"embodiment {sample.embodiment!r} is not in the manifest"
+        return
+    latent_views = spec.views if OPTION in manifest.options else ()
+    try:
+        clip = load_clip(folder, shard, sample, decoder=decoder, latent_views=latent_views)
+    except DataError as error:
+        yield str(error)
         return
     for name, found, stated in (
         ("num_frames", clip.info.get("num_frames"), sample.num_frames),
@@ -79,7 +81,7 @@ def _sample_problems(
     ):
         if found != stated:
             yield f"its json has {name} {found!r}, the manifest {stated!r}"
-    if not clip.video:
+    if not clip.video and not clip.latents:
         yield "it has no video"
     for view in sorted(set(clip.video) - set(spec.views)):
         yield f"view {view!r} is not one of embodiment {spec.name!r}: {', '.join(spec.views)}"

@@ -13,10 +13,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from wam_video.errors import DataError
 from wam_video.flow.density import NUM_UNIFORMS, DensityConfig
 from wam_video.flow.loss import LossConfig, NoisySample, add_noise, video_weights
 from wam_video.flow.solvers import ACTION_AXIS, LATENT_FRAME_AXIS, State
 from wam_video.models.chunks import ChunkIds, History, chunk_ids
+from wam_video.models.fingerprint import codec_hash
 from wam_video.models.masks import AttentionConfig
 from wam_video.models.text import encode_text
 from wam_video.models.video_codec import Codec, encode, latent_mask, latent_times, num_latents
@@ -191,8 +193,22 @@ class Sampler:
             "embodiment": embodiment,
             "view_mask": None if bool(view_mask.all()) else view_mask,
         }
-        latents = encode(self._codec, to_unit_range(batch.video.to(device)))
-        return State(video=latents, actions=actions.to(device)), facts
+        return State(video=self._latents(batch, device), actions=actions.to(device)), facts
+
+    def _latents(self, batch: Batch, device: torch.device) -> Float[Tensor, "b v c t h w"]:
+        """Encode the pixels, or take latents that this very codec made before.
+
+        Raises:
+            DataError: Another codec made them.
+        """
+        if batch.latents is None:
+            return encode(self._codec, to_unit_range(batch.video.to(device)))
+        if batch.latents_codec != (own := codec_hash(self._codec)):
+            raise DataError(
+                f"dataset {batch.datasets[0]!r} holds latents of codec {batch.latents_codec[:12]}, the run's codec is {own[:12]}; "
+                "set codec.* as they were made, or encode the dataset again (wam-video data encode)"
+            )
+        return batch.latents.to(device, torch.float32)
 
     def _states(self, batch: Batch, embodiment: Int[Tensor, " b"]) -> tuple[Tensor, Tensor]:
         """Return the state at time 0; for a causal network also those of later chunks, if the windows have them."""

@@ -8,7 +8,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from wam_video.errors import ConfigError
+from wam_video.errors import ConfigError, DataError
 from wam_video.models.teacher import (
     AlignmentTerms,
     TeacherConfig,
@@ -86,6 +86,11 @@ class Teacher:
             sample: What the network sees of it.
         """
         device, (frames, rows, columns) = sample.embodiment.device, token_grid(sample, self._patch)
+        if batch.latents is not None:
+            raise DataError(
+                f"dataset {batch.datasets[0]!r} holds latents and no pixels, which a teacher needs; "
+                "train from the shards that it was made from, or set teacher.kind=none"
+            )
         recorded = self._token_mask(batch)
         taught = min(frames, recorded.shape[2] - self._shift)
         wanted = recorded[:, :, self._shift : self._shift + taught]

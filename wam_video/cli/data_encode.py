@@ -1,0 +1,92 @@
+"""`wam-video data encode`: the frozen codec runs once over the shards, and training reads its latents."""
+
+import argparse
+from pathlib import Path
+
+from wam_video.cli.command import DONE
+from wam_video.errors import ConfigError
+
+_EXAMPLE = """\
+examples:
+  wam-video data encode shards/pusht --codec pixel --config configs/data/pusht.yaml --output shards/pusht_latents
+  wam-video data encode s3://lab/droid --codec Wan-AI/Wan2.1-T2V-1.3B-Diffusers --subfolder vae --output shards/droid_latents \\
+      --config data.window.num_future_frames=32 --device cuda --part 0/8
+
+Give the configuration files of the training run (--config), for latents are of its windows and its codec: the run refuses
+others. Started again it goes on with the shards that are missing; with --part I/N, N processes or machines share the work,
+and whoever is last finishes the folder. bfloat16 numbers are stored as uint16, because npy has no bfloat16."""
+
+
+def add_encode(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command `encode` to `wam-video data`."""
+    sub = commands.add_parser(
+        "encode",
+        help="store the codec's latents of every window, so that training need not compute them",
+        description="Encode the windows of a folder of shards with a frozen video codec into shards of latents (bfloat16).",
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sub.set_defaults(command=_encode)
+    sub.add_argument("shards", metavar="SHARDS", help="folder or address of shards of pixels")
+    sub.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder to make")
+    sub.add_argument("--codec", metavar="pixel|MODEL", help="pixel, or folder or hub id of an AutoencoderKLWan")
+    sub.add_argument("--subfolder", metavar="NAME", help="of the model, where the VAE is, e.g. vae")
+    sub.add_argument(
+        "--config",
+        nargs="*",
+        default=[],
+        metavar="CONFIG.yaml|key=value",
+        help="of the training run: its windows and codec",
+    )
+    sub.add_argument("--every", type=int, default=1, metavar="N", help="only every N-th window of a clip (default 1)")
+    sub.add_argument("--batch-size", type=int, default=8, metavar="N", help="windows encoded at once (default 8)")
+    sub.add_argument("--part", default="0/1", metavar="I/N", help="make the I-th of N shares of the shards, from 0")
+    sub.add_argument("--keep-video", action="store_true", help="store the pixels beside the latents")
+    sub.add_argument("--device", default="cpu", help="of the codec (default cpu)")
+
+
+def _encode(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from wam_video.config import load
+    from wam_video.training.build import build_codec
+    from wam_video.training.config import TrainConfig
+    from wam_video.training.preencode import EncodeConfig, Encoder
+
+    codec_keys = []
+    if arguments.codec == "pixel":
+        codec_keys = ["codec.kind=pixel"]
+    elif arguments.codec:
+        codec_keys = ["codec.kind=wan", f"codec.path={arguments.codec}"]
+    if arguments.subfolder:
+        codec_keys.append(f"codec.subfolder={arguments.subfolder}")
+    config = load(TrainConfig, [*arguments.config, *codec_keys])
+    part, num_parts = _part(arguments.part)
+    options = EncodeConfig(
+        window=config.data.window,
+        every=arguments.every,
+        batch_size=arguments.batch_size,
+        part=part,
+        num_parts=num_parts,
+        keep_video=arguments.keep_video,
+        store=config.data.store,
+    )
+    codec = build_codec(config.codec).requires_grad_(False).eval().to(torch.device(arguments.device))  # type: ignore[arg-type]
+    manifest = Encoder(arguments.shards, arguments.output, codec, options).run()
+    if manifest is None:
+        print(f"part {part} of {num_parts} is done; the others are not yet: {arguments.output} comes with the last")
+        return DONE
+    total = manifest.counts["total"]
+    encoding = manifest.options["encoded"]
+    print(
+        f"{arguments.output}: {total['samples']} clips in {len(manifest.shards)} shard(s), {total['bytes'] / 2**20:.1f} MiB, "
+        f"codec {encoding['codec'][:12]}"
+    )
+    return DONE
+
+
+def _part(text: str) -> tuple[int, int]:
+    part, slash, num_parts = text.partition("/")
+    if not slash or not part.isdecimal() or not num_parts.isdecimal():
+        raise ConfigError(f"--part is {text!r}; allowed: I/N, e.g. 0/8 for the first of eight")
+    return int(part), int(num_parts)
