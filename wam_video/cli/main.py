@@ -20,7 +20,7 @@ COMMANDS = {
     "card": "put the figures of metrics.json into a checkpoint's model card",
     "rollout": "run a policy in closed loop in a simulator",
     "serve": "serve a policy to robot clients over a websocket",
-    "bench": "measure training, policy and data speed on this machine",
+    "bench": "time a training step beside diffusers' on this machine",
     "plan": "memory and time of a training run, on paper",
     "convert": "turn a published checkpoint (DreamZero) into a folder of ours",
 }
