@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
 from torch import nn
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from wam_video.data.encode import WriterConfig
 from wam_video.data.normalize import FIELDS, Stats, compute_stats, save_stats, stats_hash
@@ -23,14 +24,17 @@ from wam_video.data.writer import ShardWriter
 from wam_video.flow.path import PredictionType
 from wam_video.flow.scheduler import WAMScheduler
 from wam_video.inference.pipeline import WAMPipeline
+from wam_video.models.image_encoder import image_processor
 from wam_video.models.text import build_byte_t5
 from wam_video.models.transformer import WAMTransformer
-from wam_video.models.video_codec import PixelCodec, latent_channels
+from wam_video.models.video_codec import PixelCodec, latent_channels, temporal_factor
 from wam_video.tensors import Batch
 
 BODIES = (("arm", 2, 2), ("hand", 5, 3))
 """Name, action width, state width."""
 ACTION_FREE = ("clips", 0, 0)
+CLIP_DIM = 32
+"""Width of `tiny_clip`."""
 PROMPTS = ("push the block", "fold the towel", "")
 
 
@@ -54,6 +58,8 @@ class TinyConfig:
     video_prediction: PredictionType = "velocity"
     action_prediction: PredictionType = "velocity"
     residual_video: bool = False
+    image: bool = False
+    """Of Wan's image-to-video shape: first-frame condition and a random CLIP."""
     model: dict[str, Any] = field(default_factory=dict)
     """More arguments of `WAMTransformer`."""
     seed: int = 0
@@ -89,7 +95,8 @@ def tiny_pipeline(**options: Any) -> WAMPipeline:
         torch.manual_seed(config.seed)
         vae = tiny_wan_vae() if config.codec == "wan" else PixelCodec(patch_size=4)
         tokenizer, encoder = build_byte_t5(d_model=16, num_layers=1, num_heads=2, max_length=24, seed=config.seed)
-        transformer = tiny_transformer(config, latent_channels(vae))
+        transformer = tiny_transformer(config, latent_channels(vae), temporal_factor(vae))
+        clip = tiny_clip() if config.image else None
     return WAMPipeline(
         transformer=transformer.eval(),
         vae=vae.eval(),
@@ -97,11 +104,14 @@ def tiny_pipeline(**options: Any) -> WAMPipeline:
         tokenizer=tokenizer,
         scheduler=WAMScheduler(num_inference_steps=2),
         processor=tiny_processor(config),
+        image_encoder=clip,
+        image_processor=clip and image_processor(clip, "crop"),
     )
 
 
-def tiny_transformer(config: TinyConfig, in_channels: int) -> WAMTransformer:
+def tiny_transformer(config: TinyConfig, in_channels: int, mask_channels: int = 0) -> WAMTransformer:
     """Return a network of some ten thousand parameters, drawn from torch's global generator."""
+    image = dict(condition_channels=mask_channels + in_channels, image_dim=CLIP_DIM, added_kv_proj_dim=24)
     bodies = [{"name": name, "action_dim": action, "state_dim": state} for name, action, state in config.bodies]
     transformer = WAMTransformer(
         embodiments=bodies,
@@ -118,12 +128,25 @@ def tiny_transformer(config: TinyConfig, in_channels: int) -> WAMTransformer:
         video_prediction=config.video_prediction,
         action_prediction=config.action_prediction,
         residual_video=config.residual_video,
-        **config.model,
+        **((image if config.image else {}) | config.model),
     )
     for parameter in transformer.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.1)
     return transformer
+
+
+def tiny_clip() -> CLIPVisionModel:
+    """Return a random CLIP vision encoder of 17 tokens, drawn from torch's global generator."""
+    config = CLIPVisionConfig(
+        hidden_size=CLIP_DIM,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=28,
+        patch_size=7,
+    )
+    return CLIPVisionModel(config).requires_grad_(False).eval()
 
 
 def tiny_wan_vae() -> AutoencoderKLWan:

@@ -136,6 +136,7 @@ def _export(folder: Path, parts: "Parts", config: "TrainConfig") -> None:
     from wam_video.flow.scheduler import WAMScheduler
     from wam_video.inference.pipeline import WAMPipeline
     from wam_video.models.adapters import merged, save_adapter
+    from wam_video.models.image_encoder import image_processor
 
     if config.adapter.kind != "none" and config.adapter.export == "adapter":
         save_adapter(parts.transformer, folder, base=parts.base_hash, base_name=parts.base_name)
@@ -148,6 +149,8 @@ def _export(folder: Path, parts: "Parts", config: "TrainConfig") -> None:
         tokenizer=parts.tokenizer,
         scheduler=WAMScheduler(**config.scheduler),
         processor=parts.processor,
+        image_encoder=parts.image_encoder,
+        image_processor=parts.image_encoder and image_processor(parts.image_encoder, config.image_encoder.fit),
     )
     pipeline.save_pretrained(folder)
 

@@ -37,6 +37,8 @@ class ImageContext:
     def __init__(self, network: Any, codec: Codec, encoder: CLIPVisionModel | None, fit: Fit = "crop") -> None:
         check_image_parts(network, codec, encoder)
         self._reads_condition = bool(network["condition_channels"])
+        self.reads = self._reads_condition or encoder is not None
+        """Whether the network is told anything."""
         self._codec = codec
         self._encoder = encoder
         self._fit: Fit = fit
@@ -52,7 +54,7 @@ class ImageContext:
             frame_mask: Which of them were recorded.
             num_frames: Of the whole window, the context included.
         """
-        if not self._reads_condition and self._encoder is None:
+        if not self.reads:
             return {"condition": None, "image_embeds": None}
         frames, known = first_frames(context, frame_mask.to(context.device))
         condition = image_embeds = None

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoTokenizer,
+    CLIPVisionModel,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     T5EncoderModel,
@@ -24,12 +25,14 @@ from wam_video.data.windows import WindowConfig
 from wam_video.errors import CheckpointError, ConfigError
 from wam_video.models.adapters import folder_hash
 from wam_video.models.backbones import backbone_arguments
+from wam_video.models.image_context import ImageContext
+from wam_video.models.image_encoder import Fit
 from wam_video.models.teacher import TeacherHead, read_block
 from wam_video.models.text import build_byte_t5, encode_text
 from wam_video.models.transformer import WAMTransformer
 from wam_video.models.video_codec import Codec, PixelCodec, latent_channels, num_latents, spatial_factor
 from wam_video.training.adapters import add_adapter
-from wam_video.training.config import CodecConfig, TextConfig, TrainConfig
+from wam_video.training.config import CodecConfig, ImageEncoderConfig, TextConfig, TrainConfig
 from wam_video.training.sample import TrainingSample
 
 _TABLES = ("action_embedder.", "state_embedder.", "action_proj_out.")
@@ -44,6 +47,8 @@ class Parts:
     tokenizer: PreTrainedTokenizerBase
     text_encoder: PreTrainedModel
     processor: WAMProcessor
+    image_encoder: CLIPVisionModel | None = None
+    """Frozen; None where the network reads no image context."""
     base_hash: str = ""
     """Of the weights that an adapter is for, where a checkpoint folder holds them."""
     base_name: str = ""
@@ -98,6 +103,8 @@ class TrainingModule(nn.Module):
             state=sample.state,
             state_mask=sample.state_mask,
             view_mask=sample.view_mask,
+            condition=sample.condition,
+            image_embeds=None if sample.image_embeds is None else sample.image_embeds.to(dtype),
             num_context=sample.num_context,
             history=sample.history,
         )
@@ -127,8 +134,14 @@ def build_parts(config: TrainConfig, embodiments: Mapping[str, EmbodimentSpec], 
         torch.manual_seed(config.seed)
         transformer = _build_transformer(config.backbone, arguments)
     parts = Parts(
-        transformer=transformer, codec=codec, tokenizer=tokenizer, text_encoder=text_encoder, processor=processor
+        transformer=transformer,
+        codec=codec,
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        processor=processor,
+        image_encoder=build_image_encoder(config.image_encoder),
     )
+    image_context(parts, config.image_encoder)
     if config.init_from is not None:
         load_initial_weights(parts, Path(config.init_from))
         if config.adapter.kind != "none":
@@ -144,13 +157,7 @@ def build_parts(config: TrainConfig, embodiments: Mapping[str, EmbodimentSpec], 
 def _build_transformer(backbone: str | None, arguments: dict[str, Any]) -> WAMTransformer:
     if backbone is None:
         return WAMTransformer(**arguments)
-    transformer = WAMTransformer.from_wan(backbone, **arguments).train()
-    if transformer.config["condition_channels"] or transformer.config["image_dim"]:
-        raise ConfigError(
-            f"backbone {backbone!r} is an image-to-video network, whose condition the training loop does not make; "
-            "allowed: Wan2.1 text-to-video, Wan2.2 TI2V 5B"
-        )
-    return transformer
+    return WAMTransformer.from_wan(backbone, **arguments).train()
 
 
 def check_sizes(config: TrainConfig, codec: Codec, window: WindowConfig) -> None:
@@ -230,6 +237,33 @@ def build_text(config: TextConfig, seed: int) -> tuple[PreTrainedTokenizerBase, 
     umt5 = AutoConfig.from_pretrained(str(config.path), subfolder=config.subfolder).model_type == "umt5"
     kind = UMT5EncoderModel if umt5 else T5EncoderModel
     return tokenizer, kind.from_pretrained(str(config.path), subfolder=config.subfolder).eval()
+
+
+def build_image_encoder(config: ImageEncoderConfig) -> CLIPVisionModel | None:
+    """Load the encoder of first frames, frozen; None where there is none.
+
+    Raises:
+        CheckpointError: It can't be loaded.
+    """
+    if config.kind == "none":
+        return None
+    try:
+        encoder = CLIPVisionModel.from_pretrained(str(config.path), subfolder=config.subfolder)
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise CheckpointError(
+            f"image_encoder.path {config.path!r} can't be loaded ({reason}); give a CLIP vision model and its subfolder"
+        ) from error
+    return encoder.requires_grad_(False).eval()
+
+
+def image_context(parts: Parts, config: ImageEncoderConfig) -> ImageContext:
+    """Return what makes the first-frame condition and image context that the network reads, if it reads any.
+
+    Raises:
+        ConfigError: Network, codec and image encoder do not fit each other.
+    """
+    return ImageContext(parts.transformer.config, parts.codec, parts.image_encoder, cast(Fit, config.fit))
 
 
 def transformer_arguments(

@@ -22,7 +22,7 @@ FREE_ON_RESUME = (
     *("steps", "max_minutes", "save_every", "keep_last", "eval_every", "eval_windows", "log_every", "trackers"),
     *("output_dir", "num_processes", "engine", "gradient_checkpointing", "export_on_save", "scheduler"),
     "adapter.export",
-    *("data.num_workers", "data.cache_mb", "data.prefetch", "data.prefetch_factor"),
+    *("data.num_workers", "data.cache_mb", "data.prefetch", "data.prefetch_factor", "data.store", "data.max_bad_share"),
 )
 """Keys that may differ between a run and its continuation: none of them changes a sample, a loss or an update rule."""
 
@@ -84,6 +84,30 @@ class TextConfig:
             raise ConfigError("text.path is not set; text.kind=pretrained needs a folder or hub id of a T5 encoder")
         if not 0 <= self.prompt_dropout <= 1:
             raise ConfigError(f"text.prompt_dropout is {self.prompt_dropout}; allowed: 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageEncoderConfig:
+    """The frozen encoder of the first frame, for networks with an image context (`image_dim`, as Wan2.1 I2V has)."""
+
+    kind: str = "none"
+    """`none`, or `clip`: transformers' CLIPVisionModel."""
+    path: str | None = None
+    """Folder or hub id (clip)."""
+    subfolder: str = ""
+    """Of `path`, where the encoder is: `image_encoder` in a diffusers repository."""
+    fit: str = "crop"
+    """How the frame becomes a square: `crop`, the middle of it, as diffusers does; `stretch`, all of it, as Wan's own code and
+    DreamZero do."""
+
+    def __post_init__(self) -> None:
+        for name, choices in (("kind", ("none", "clip")), ("fit", ("crop", "stretch"))):
+            if getattr(self, name) not in choices:
+                raise ConfigError(one_of(f"image_encoder.{name}", getattr(self, name), choices))
+        if self.kind == "clip" and not self.path:
+            raise ConfigError(
+                "image_encoder.path is not set; image_encoder.kind=clip needs a folder or hub id of a CLIP vision model"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,6 +225,7 @@ class TrainConfig:
     """Arguments of `WAMTransformer`, but for those that follow from data, codec and text encoder."""
     codec: CodecConfig = field(default_factory=CodecConfig)
     text: TextConfig = field(default_factory=TextConfig)
+    image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
     data: DataConfig = field(default_factory=DataConfig)
     normalization: str = "quantile"
     """Of actions and state: quantile, mean_std or min_max."""
@@ -274,6 +299,11 @@ class TrainConfig:
         if self.optim.schedule != "constant" and self.optim.warmup_steps >= self.steps:
             raise ConfigError(
                 f"optim.warmup_steps is {self.optim.warmup_steps}; allowed: fewer than steps ({self.steps})"
+            )
+        if self.image_encoder.kind == "none" and self.model.get("image_dim"):
+            raise ConfigError(
+                f"model.image_dim is {self.model['image_dim']}, but image_encoder.kind is 'none'; set image_encoder.kind=clip and "
+                "its path, or leave image_dim out"
             )
         if self.adapter.kind == "none":
             return

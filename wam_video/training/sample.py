@@ -19,6 +19,7 @@ from wam_video.flow.loss import LossConfig, NoisySample, add_noise, video_weight
 from wam_video.flow.solvers import ACTION_AXIS, LATENT_FRAME_AXIS, State
 from wam_video.models.chunks import ChunkIds, History, chunk_ids
 from wam_video.models.fingerprint import codec_hash
+from wam_video.models.image_context import ImageContext
 from wam_video.models.masks import AttentionConfig
 from wam_video.models.text import encode_text
 from wam_video.models.video_codec import Codec, encode, latent_mask, latent_times, num_latents
@@ -68,6 +69,9 @@ class TrainingSample:
     prompts: tuple[str, ...]
     text_embeds: Float[Tensor, "b s dt"] | None
     """None where the text encoder is trained: the training module encodes the prompts itself."""
+    condition: Float[Tensor, "b v cc t h w"] | None = None
+    """Of all frames of the window, also where the future ones are absent; None where the network reads none."""
+    image_embeds: Float[Tensor, "b i di"] | None = None
     video_count: Float[Tensor, " b"]
     """Weight that each window's video errors are divided by (`flow.loss.LossTerms`), known before the forward pass."""
     action_count: Float[Tensor, " b"]
@@ -115,11 +119,19 @@ class SamplerConfig:
 class Sampler:
     """Make training samples; holds the frozen parts that this takes and no state of its own."""
 
-    def __init__(self, config: SamplerConfig, codec: Codec, processor: Normalizes, text: TextCache | None) -> None:
+    def __init__(
+        self,
+        config: SamplerConfig,
+        codec: Codec,
+        processor: Normalizes,
+        text: TextCache | None,
+        image: ImageContext | None = None,
+    ) -> None:
         self._config = config
         self._codec = codec
         self._processor = processor
         self._text = text
+        self._image = image
 
     @torch.no_grad()
     def __call__(
@@ -192,6 +204,7 @@ class Sampler:
             "state_mask": state_mask,
             "embodiment": embodiment,
             "view_mask": None if bool(view_mask.all()) else view_mask,
+            **self._first_frame(batch, device),
         }
         return State(video=self._latents(batch, device), actions=actions.to(device)), facts
 
@@ -209,6 +222,19 @@ class Sampler:
                 "set codec.* as they were made, or encode the dataset again (wam-video data encode)"
             )
         return batch.latents.to(device, torch.float32)
+
+    def _first_frame(self, batch: Batch, device: torch.device) -> dict[str, Tensor | None]:
+        """Return what the network is told of the first frame, made anew for each window from its context alone."""
+        if self._image is None or not self._image.reads:
+            return {}
+        if batch.latents is not None:
+            raise DataError(
+                f"dataset {batch.datasets[0]!r} holds latents and no pixels, which an image-to-video network's condition needs; "
+                "train from the shards that it was made from, or from a text-to-video network"
+            )
+        past = slice(0, batch.num_context_frames)
+        pixels = to_unit_range(batch.video[:, :, :, past].to(device))
+        return self._image(pixels, batch.frame_mask[:, :, past], batch.video.shape[3])
 
     def _states(self, batch: Batch, embodiment: Int[Tensor, " b"]) -> tuple[Tensor, Tensor]:
         """Return the state at time 0; for a causal network also those of later chunks, if the windows have them."""

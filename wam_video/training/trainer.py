@@ -18,7 +18,7 @@ from wam_video.tensors import Batch, Prediction
 from wam_video.training import checkpoint, state
 from wam_video.training.accelerator import Engine
 from wam_video.training.adapters import seed_dropout
-from wam_video.training.build import Parts, TrainingModule, build_parts
+from wam_video.training.build import Parts, TrainingModule, build_parts, image_context
 from wam_video.training.config import TrainConfig
 from wam_video.training.ema import EMA
 from wam_video.training.feed import Feed
@@ -65,6 +65,8 @@ class Trainer:
         self.parts.text_encoder.eval()  # trained or not: dropout would tie a step's bits to the global random state
         self.parts.codec.to(engine.device)  # type: ignore[arg-type]
         self.parts.text_encoder.to(engine.device)  # type: ignore[arg-type]
+        if self.parts.image_encoder is not None:
+            self.parts.image_encoder.to(engine.device)  # type: ignore[arg-type]
         scales = lr_scales(config, [name for name, _ in module.named_parameters()])
         freeze(module, scales)
         self.ema = EMA(config.ema, module)
@@ -84,6 +86,7 @@ class Trainer:
             self.parts.codec,
             processor,
             None if config.text.train else TextCache(self.parts.tokenizer, self.parts.text_encoder),
+            image_context(self.parts, config.image_encoder),
         )
         self._store = checkpoint.CheckpointStore(self.output / "checkpoints", keep_last=config.keep_last)
         self._facts: dict[str, Any] = {

@@ -43,7 +43,8 @@ def test_a_run_starts_from_its_weights(tmp_path: Path) -> None:
         ({}, {"codec": CodecConfig(patch_size=8)}, "in_channels is 192; the Wan checkpoint has 48"),
         ({}, {"model": {"num_layers": 2}}, "num_layers is 2; the Wan checkpoint has 1"),
         ({"text_dim": 8}, {}, "text_dim is 16; the Wan checkpoint has 8"),
-        ({"in_channels": 68}, {}, "image-to-video network"),
+        ({"in_channels": 68}, {}, "has 20 condition_channels, the first frame makes 49"),
+        ({"in_channels": 97, "image_dim": 32, "added_kv_proj_dim": 16}, {}, "no image_encoder to make it"),
     ],
 )
 def test_what_does_not_go_with_it_is_refused(shape: dict, changes: dict, message: str, tmp_path: Path) -> None:
