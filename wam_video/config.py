@@ -76,5 +76,7 @@ def _check_keys(schema: Any, layer: Any, prefix: str) -> None:
             raise ConfigError(
                 one_of(f"configuration key under {prefix or 'the top level'}", key, [str(k) for k in schema])
             )
-        if not OmegaConf.is_missing(layer, key) and not OmegaConf.is_interpolation(layer, key):
+        if not OmegaConf.is_missing(layer, key) and not (
+            isinstance(key, str) and OmegaConf.is_interpolation(layer, key)
+        ):
             _check_keys(schema.get(key, None), layer.get(key, None), f"{prefix}{key}.")

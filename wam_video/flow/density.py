@@ -13,8 +13,9 @@ pure map from uniform numbers, so it is the same on any device and any number of
 | `logit_normal` | both sigmoid(N(0, 1)), independent (Esser et al. 2024, eq. 19)                  |
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -134,5 +135,7 @@ def _marginals(config: DensityConfig, u_video: Tensor, u_action: Tensor) -> tupl
 
 
 def _logit_normal(u: Tensor) -> Tensor:
-    quantile: Tensor = torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6))  # pyright: ignore[reportUnknownMemberType] - torch gives it no type
-    return torch.sigmoid(quantile)
+    return torch.sigmoid(_normal_quantile(u.clamp(1e-6, 1 - 1e-6)))
+
+
+_normal_quantile = cast("Callable[[Tensor], Tensor]", torch.special.ndtri)  # pyright: ignore[reportUnknownMemberType] - torch gives it no type

@@ -149,8 +149,8 @@ def _mean(a: State, b: State) -> State:
 
 def _extrapolate(v: State, previous: State, points: Float[Tensor, "3 2"]) -> State:
     """Weigh the last two slopes for a step of another length than the one before (Hairer et al. 1993, III.5)."""
-    steps = (points[1:] - points[:-1]).tolist()
-    ratio = [after / before if before != 0 else 0.0 for before, after in zip(steps[0], steps[1], strict=True)]
+    steps = points[1:] - points[:-1]
+    ratio = [float(after) / float(before) if before != 0 else 0.0 for before, after in zip(*steps, strict=True)]
     return _combine(v, previous, 1 + ratio[0] / 2, -ratio[0] / 2, 1 + ratio[1] / 2, -ratio[1] / 2)
 
 

@@ -55,11 +55,12 @@ class WAMAttnProcessor:
         parallel: bool = False,
     ) -> Float[Tensor, "b n heads k"]:
         """Attend; `parallel` is for self-attention, for text is short and whole on every rank (as diffusers does for Wan)."""
+        attn_mask: Any = mask  # a block mask too, which FlexAttention takes and diffusers' hint leaves out
         out = dispatch_attention_fn(
             query,
             key,
             value,
-            attn_mask=mask,
+            attn_mask=attn_mask,
             backend=self._attention_backend,
             parallel_config=self._parallel_config if parallel else None,
         )
@@ -89,7 +90,8 @@ class WAMAttention(nn.Module, AttentionModuleMixin):
         self.to_out = nn.ModuleList([nn.Linear(inner, dim)])
         self.norm_q = nn.RMSNorm(inner, eps=eps)
         self.norm_k = nn.RMSNorm(inner, eps=eps)
-        self.set_processor(WAMAttnProcessor())
+        processor: Any = WAMAttnProcessor()  # diffusers' hint names its own processors only
+        self.set_processor(processor)
 
     def query(self, x: Float[Tensor, "b n d"]) -> HeadTensor:
         """Return the queries of tokens."""
@@ -210,6 +212,8 @@ class WAMCrossAttention(WAMAttention):
         """Return the keys and values of prompt and image, which are the same in all calls."""
         if image is None:
             return Context(self.key_value(text), None)
+        assert self.add_k_proj is not None, "an image for a network that reads none"
+        assert self.add_v_proj is not None
         key = self._split(self.norm_added_k(self.add_k_proj(image)))
         return Context(self.key_value(text), (key, self._split(self.add_v_proj(image))))
 
