@@ -39,14 +39,20 @@ class Encoding:
     """Views that were encoded; fewer may be read."""
     every: int = 1
     """Only every so manieth window of a clip was encoded."""
+    keep_video: bool = False
+    """The pixels are there, too."""
     dtype: str = "bfloat16 as uint16"
     version: int = _VERSION
 
     @classmethod
-    def of(cls, codec: str, about: Mapping[str, Any], window: WindowConfig, every: int) -> "Encoding":
+    def of(
+        cls, codec: str, about: Mapping[str, Any], window: WindowConfig, *, every: int, keep_video: bool
+    ) -> "Encoding":
         """Describe latents that are about to be made."""
         shared = {name: getattr(window, name) for name in _SHARED}
-        return cls(codec=codec, about=about, window=shared, max_views=window.max_views, every=every)
+        return cls(
+            codec=codec, about=about, window=shared, max_views=window.max_views, every=every, keep_video=keep_video
+        )
 
     def to_option(self) -> dict[str, Any]:
         """Return what the manifest keeps."""

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from jaxtyping import UInt16
 
 from wam_video.data.collate import Widths, collate
 from wam_video.data.latents import from_bits
@@ -128,11 +129,11 @@ class WindowDataset:
         skipped: list[tuple[str, str, str, str, bool]] = []
         places, windows, prompts, latents = [], [], [], []
         for index in map(int, indices):
-            place, clip = self._draw(index, skipped)  # one at a time: a batch of clips may not fit
+            place, clip, stored = self._draw(index, skipped)  # one at a time: a batch of clips may not fit
             dataset, number, frame = place
             shards = self._sets[dataset]
             windows.append(cut_window(clip, frame, shards.window, shards.spec(number).views))
-            latents.append(shards.cut_latents(clip, number, frame))
+            latents.append(stored)
             prompts.append(self._prompt(clip.info.get("prompts") or [""], index))
             places.append(place)
         if len({self._buckets[dataset] for dataset, _, _ in places}) > 1:
@@ -212,14 +213,17 @@ class WindowDataset:
         """Give this process its part of the cache among so many workers."""
         self._cache = ClipCache((self.config.cache_mb << 20) // max(1, workers))
 
-    def _draw(self, index: int, skipped: list[tuple[str, str, str, str, bool]]) -> tuple[Place, Clip]:
-        """Return the window of an index and its decoded clip, or a substitute where that can't be used."""
+    def _draw(
+        self, index: int, skipped: list[tuple[str, str, str, str, bool]]
+    ) -> tuple[Place, Clip, UInt16[np.ndarray, "v c t h w"] | None]:
+        """Return the window of an index, its decoded clip and its latents, or a substitute where that can't be used."""
         place = self._locate(index)
         for attempt in range(1, _TRIES + 1):
-            dataset, clip, _ = place
+            dataset, clip, frame = place
             shards = self._sets[dataset]
             try:
-                return place, shards.load(clip, self._cache, self.config.decoder)
+                decoded = shards.load(clip, self._cache, self.config.decoder)
+                return place, decoded, shards.cut_latents(decoded, clip, frame)
             except SampleError as error:
                 if not self.shuffle:
                     raise
@@ -264,6 +268,7 @@ def _open(config: DataConfig, name: str, dataset: DatasetConfig) -> ShardSet:
         drop_actions=dataset.drop_actions,
         store=config.store,
         skip=config.skip,
+        use_latents=config.use_latents,
     )
 
 

@@ -5,16 +5,17 @@ import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8, UInt16
 
 from wam_video.data.manifest import SampleEntry, ShardEntry
+from wam_video.data.rows import Rows, Span
 from wam_video.data.schema import MEMBER_SUFFIXES, SCHEMA_VERSION
-from wam_video.data.store import Store, UnreachableError, as_store
+from wam_video.data.store import LocalStore, Store, UnreachableError, as_store
 from wam_video.data.video import open_video
 from wam_video.errors import DataError
 
@@ -63,7 +64,7 @@ class Clip:
     reward: Float[np.ndarray, " ta"] | None
     info: Mapping[str, Any]
     """The sample's json."""
-    latents: Mapping[str, UInt16[np.ndarray, "n c t h w"]] = field(default_factory=dict)
+    latents: Mapping[str, UInt16[np.ndarray, "n c t h w"] | Rows] = field(default_factory=dict)
     """By view, of every encoded window; see `data.latents`."""
 
     @property
@@ -104,26 +105,36 @@ def parse_members(data: bytes, key: str, where: str) -> dict[str, bytes]:
     Raises:
         DataError: Broken headers, a link or a path as member, a foreign or repeated or unlisted member.
     """
+    return _parse(io.BytesIO(data), len(data), key, where, None)
+
+
+def _parse(
+    file: IO[bytes], length: int, key: str, where: str, later: dict[str, tuple[int, int]] | None
+) -> dict[str, bytes]:
+    """Parse a tar of one sample; with `later`, latents are not read but put there as (first byte, length)."""
     members: dict[str, bytes] = {}
     end = 0
     at = f"shard {where!r}, sample {key!r}"
     try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
             for info in tar:
                 suffix = _check_member(info, key, at)
-                if suffix in members:
+                if suffix in members or suffix in (later or ()):
                     raise DataError(f"{at}: member {info.name!r} comes twice; the shard was altered: convert it again")
+                end = info.offset_data + -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                if later is not None and suffix.startswith("latents."):
+                    later[suffix] = (info.offset_data, info.size)
+                    continue
                 content = tar.extractfile(info)
                 members[suffix] = content.read(info.size) if content else b""
-                end = info.offset_data + -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
                 if len(members[suffix]) != info.size:
                     raise DataError(f"{at}: member {info.name!r} is cut short; copy or convert the dataset again")
     except (tarfile.TarError, OSError, ValueError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{at}: the tar is corrupt ({error}); copy or convert the dataset again") from error
-    if end != len(data):  # tarfile takes a broken header after the first for the end of the archive
-        raise DataError(f"{at}: the tar is corrupt at byte {end} of {len(data)}; copy or convert the dataset again")
+    if end != length:  # tarfile takes a broken header after the first for the end of the archive
+        raise DataError(f"{at}: the tar is corrupt at byte {end} of {length}; copy or convert the dataset again")
     if "json" not in members:
         raise DataError(f"{at}: it has no json member; the shard is corrupt: copy or convert the dataset again")
     return members
@@ -303,5 +314,27 @@ def load_clip(
     """Read and decode one sample; see `read_sample` and `decode_clip`."""
     store = as_store(folder)
     where = f"shard {store.where(shard.name)!r}, sample {sample.key!r}"
+    if latent_views and isinstance(store, LocalStore):
+        members, rows = _read_rows(store.folder / shard.name, sample, latent_views)
+        return replace(decode_clip(members, views=views, decoder=decoder, where=where), latents=rows)
     members = read_sample(store, shard, sample)
     return decode_clip(members, views=views, decoder=decoder, where=where, latent_views=latent_views)
+
+
+def _read_rows(path: Path, sample: SampleEntry, views: Sequence[str]) -> tuple[dict[str, bytes], dict[str, Rows]]:
+    """Read a sample on disk but for its latents, of which a window needs few."""
+    later: dict[str, tuple[int, int]] = {}
+    try:
+        with because("tar"), path.open("rb") as file:
+            # buffered, because headers are read in small pieces
+            span = io.BufferedReader(Span(file, sample.offset, sample.bytes), 4096)
+            members = _parse(span, sample.bytes, sample.key, str(path), later)
+    except OSError as error:
+        raise SampleError(f"shard {str(path)!r} can't be read: {error.strerror or error}", "missing") from error
+    with because("arrays"):
+        rows = {}
+        for view in views:
+            if place := later.get(f"latents.{view}.npy"):
+                what = f"shard {str(path)!r}, sample {sample.key!r}: latents.{view}.npy"
+                rows[view] = Rows(path, sample.offset + place[0], place[1], what)
+    return members, rows

@@ -45,6 +45,8 @@ class DataConfig:
     cache_mb: int = 512
     """Decoded clips kept in memory, over all workers of one process."""
     decoder: str = "auto"
+    use_latents: bool = True
+    """Read the latents of datasets that hold them (`wam-video data encode`); False: their pixels, which must be kept there."""
     store: StoreConfig = field(default_factory=StoreConfig)
     max_bad_share: float = 0.02
     """Share of a dataset's clips that may turn out unusable; each is replaced by another drawn by the index alone."""

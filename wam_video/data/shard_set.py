@@ -56,6 +56,7 @@ class ShardSet:
         drop_actions: float = 0.0,
         store: StoreConfig | None = None,
         skip: Collection[str] = (),
+        use_latents: bool = True,
     ) -> None:
         """Read the manifest and, on disk, check it against the files' sizes.
 
@@ -67,6 +68,7 @@ class ShardSet:
             drop_actions: Share of the clips, by a hash of their keys, whose actions and state are hidden.
             store: How to read from an address.
             skip: `<name>/<key>` of samples that are never read.
+            use_latents: Read the latents of a folder that holds them, not its pixels.
 
         Raises:
             DataError: The folder is no dataset, a shard is missing or cut short, or the split holds no window.
@@ -81,8 +83,14 @@ class ShardSet:
         self.size: tuple[int, int] = (int(manifest.options.get("height", 0)), int(manifest.options.get("width", 0)))
         self.window = window if window.height else replace(window, height=self.size[0], width=self.size[1])
         self.encoding = encoding_of(manifest.options, name)
-        if self.encoding:
+        if self.encoding and use_latents:
             self.encoding.check_window(self.window, name)
+        elif self.encoding and not self.encoding.keep_video:
+            raise DataError(
+                f"dataset {name!r} ({path}) holds latents and no pixels, which are needed here; give the shards that it was made from"
+            )
+        else:
+            self.encoding = None
         if split not in manifest.splits:
             held = manifest.splits
             what = (
@@ -137,7 +145,11 @@ class ShardSet:
         return self._all_anchors(clip, self._samples[clip][1].num_actions)[::every]
 
     def cut_latents(self, decoded: Clip, clip: int, frame: int) -> UInt16[np.ndarray, "v c t h w"] | None:
-        """Return the stored latents of one window, zeros for absent views; None for a dataset of pixels."""
+        """Return the stored latents of one window, zeros for absent views; None for a dataset of pixels.
+
+        Raises:
+            SampleError: They can't be read.
+        """
         if not self.encoding:
             return None
         row = int(np.searchsorted(self._encoded(clip), frame))
@@ -146,7 +158,8 @@ class ShardSet:
         latents = np.zeros((self.window.max_views, *shape), np.uint16)
         for place, view in enumerate(views):
             if view in decoded.latents:
-                latents[place] = decoded.latents[view][row]
+                with because("arrays"):
+                    latents[place] = decoded.latents[view][row]
         return latents
 
     @property

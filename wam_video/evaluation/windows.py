@@ -49,7 +49,8 @@ def open_windows(processor: WAMProcessor, folder: str | Path, split: str, max_wi
     # The model may know more bodies than these data hold.
     horizons = {k: v for k, v in processor.window.action_horizons.items() if k in manifest.embodiments}
     window = replace(processor.window, action_horizons=horizons)
-    config = DataConfig(datasets={name: DatasetConfig(path=str(folder), split=split)}, window=window)
+    datasets = {name: DatasetConfig(path=str(folder), split=split)}
+    config = DataConfig(datasets=datasets, window=window, use_latents=False)  # scores are of pixels
     dataset = WindowDataset(config, shuffle=False)
     by_body: dict[str, list[int]] = {}
     chosen = dataset.spread(max_windows)

@@ -83,7 +83,11 @@ class Encoder:
         window = next(iter(self._sets.values())).window
         about = {key: value for key, value in codec.config.items() if not key.startswith("_")}
         self._encoding = Encoding.of(
-            codec_hash(codec), json.loads(json.dumps(about, default=str)), window, config.every
+            codec_hash(codec),
+            json.loads(json.dumps(about, default=str)),
+            window,
+            every=config.every,
+            keep_video=config.keep_video,
         )
         if output.exists():
             raise DataError(f"output {str(output)!r} exists already; remove it or choose another folder")
@@ -113,7 +117,6 @@ class Encoder:
             "shards": {shard.name: shard.sha256 for shard in self._manifest.shards},
             "encoding": self._encoding.to_option(),
             "batch_size": self._config.batch_size,
-            "keep_video": self._config.keep_video,
         }
         self._partial.mkdir(parents=True, exist_ok=True)
         path = self._partial / _PLAN

@@ -5,6 +5,7 @@ import hashlib
 import io
 import multiprocessing
 import os
+import pickle
 import signal
 import time
 from pathlib import Path
@@ -15,12 +16,14 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from tests.unit.data.conftest import rewrite_first_sample, toy_episode, write_shards
+from tests.unit.data.http_folder import serve
 from tests.unit.training.fakes import tiny_config, tiny_trainer
 from wam_video.cli.main import main as command
 from wam_video.data.latents import from_bits, to_npy
 from wam_video.data.loader import DataConfig, DatasetConfig, WindowDataset, eval_windows, make_loader
 from wam_video.data.manifest import load_manifest, verify_manifest
 from wam_video.data.processor import WAMProcessor
+from wam_video.data.store import StoreConfig
 from wam_video.data.verify import verify
 from wam_video.data.windows import WindowConfig
 from wam_video.errors import ConfigError, DataError
@@ -65,6 +68,11 @@ def encode_to(output, source, codec, **options):
 
 def windows(path, window=WINDOW, **options):
     return WindowDataset(DataConfig(datasets={"a": DatasetConfig(path=str(path))}, window=window, **options), 3)
+
+
+def windows_opened_before(dataset):
+    """The same dataset without its clips: what a worker gets."""
+    return pickle.loads(pickle.dumps(dataset))
 
 
 def sampler(codec, dataset):
@@ -188,6 +196,41 @@ def test_fewer_views_and_fewer_windows_may_be_read(pixels, tmp_path):
     codec = PixelCodec(patch_size=4)
     exact = torch.stack([codec.encode(v.float() / 127.5 - 1) for v in same])
     assert (batch.latents.float() - exact).abs().max() <= BF16 * exact.abs().max() * 1.01
+
+
+def test_pixels_are_read_where_they_were_kept_and_asked_for(pixels, tmp_path):
+    encode_to(tmp_path / "both", pixels, PixelCodec(patch_size=4), keep_video=True)
+    encode_to(tmp_path / "latents", pixels, PixelCodec(patch_size=4))
+    kept = windows(tmp_path / "both", use_latents=False).batch(range(5))
+    assert torch.equal(kept.video, windows(pixels).batch(range(5)).video)
+    assert kept.latents is None
+    assert torch.equal(windows(tmp_path / "both").batch([3]).latents, windows(tmp_path / "latents").batch([3]).latents)
+    with pytest.raises(DataError, match="holds latents and no pixels"):
+        windows(tmp_path / "latents", use_latents=False)
+
+
+def test_latents_from_a_web_server_are_those_of_the_folder(pixels, tmp_path):
+    encode_to(tmp_path / "latents", pixels, PixelCodec(patch_size=4))
+    with serve(tmp_path / "latents") as server:
+        store = StoreConfig(cache_dir=str(tmp_path / "cache"))
+        far = windows(server.url, store=store).batch(range(8))
+    assert torch.equal(far.latents, windows(tmp_path / "latents").batch(range(8)).latents)
+
+
+def test_latents_that_are_cut_short_are_replaced_like_any_broken_clip(pixels, tmp_path):
+    encode_to(tmp_path / "latents", pixels, PixelCodec(patch_size=4))
+    dataset = windows(tmp_path / "latents", max_bad_share=1.0)
+    whole = dataset.batch(range(40))
+    shard, sample = load_manifest(tmp_path / "latents").split("train")[0]
+    path = tmp_path / "latents" / shard.name
+    path.chmod(0o644)
+    os.truncate(path, sample.offset + sample.bytes // 2)
+    batch = windows_opened_before(dataset).batch(range(40))
+    assert {s.reason for s in batch.skipped} <= {"tar", "arrays"}
+    assert batch.skipped
+    hit = [key.startswith(f"a/{sample.key}@") for key in whole.keys]
+    assert any(hit)
+    assert all(ours != theirs for ours, theirs, bad in zip(batch.keys, whole.keys, hit, strict=True) if bad)
 
 
 def test_hidden_actions_and_held_out_windows_work_from_latents(pixels, tmp_path):
