@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
@@ -89,6 +90,23 @@ def test_encoders_keep_their_numbers(converted: Path, full: dict[str, torch.Tens
     codec = AutoencoderKLWan.from_pretrained(converted / "vae")
     theirs = full["action_head.vae.model.decoder.upsamples.4.shortcut.weight"]
     assert torch.equal(codec.decoder.up_blocks[1].resnets[0].conv_shortcut.weight, theirs)
+
+
+@torch.no_grad()
+def test_the_folder_acts_from_its_first_frame_and_picture(converted: Path) -> None:
+    processor = WAMPipeline.from_pretrained(converted).processor
+    window = dict(processor.config["window"]) | {"height": 32, "width": 64, "num_future_frames": 16}
+    small = processor.from_config(dict(processor.config) | {"window": window | {"action_horizon": 48}})
+    pipe = WAMPipeline.from_pretrained(converted, processor=small)
+    assert not pipe.image_processor.do_center_crop, "the whole canvas"
+    rng, seen = np.random.default_rng(0), []
+    pipe.image_encoder.register_forward_hook(lambda *_: seen.append(1))
+    video = rng.integers(0, 256, (1, 1, 32, 64, 3), dtype=np.uint8)
+    texts = dict(prompt_embeds=torch.randn(1, 8, 24), negative_prompt_embeds=torch.zeros(1, 8, 24))
+    given = dict(state=np.zeros(7, np.float32), generator=0, num_inference_steps=2, **texts)
+    out = pipe(mode="policy", video=video, **given).actions
+    assert out.shape == (1, 48, 5) and np.isfinite(out).all() and len(seen) == 1
+    assert not np.array_equal(out, pipe(mode="policy", video=255 - video, **given).actions)
 
 
 def test_files_of_weights_may_be_many(

@@ -87,8 +87,7 @@ def test_the_network_is_told_what_a_hand_would_tell_it(monkeypatch: pytest.Monke
     pipe = pipeline(codec="wan")
     calls = recorded(pipe, monkeypatch)
     given = request(pipe, "policy", batch=1, num_inference_steps=1)
-    smooth = Image.fromarray(given["video"][0, 0, 0, :5, :5]).resize((16, 16), Image.Resampling.BICUBIC)
-    given["video"][0, 0, 0] = np.array(smooth)  # in noise Pillow's fixed-point arithmetic is a level off here and there
+    given["video"][0, 0, 0] = (200, 30, 90)  # one colour: enlarged noise is a level off here and there with Pillow
     pipe(**given)
     (values, answer), vae = calls[0], pipe.vae
     first = torch.from_numpy(given["video"][:, 0, 0]).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -103,7 +102,7 @@ def test_the_network_is_told_what_a_hand_would_tell_it(monkeypatch: pytest.Monke
     torch.testing.assert_close(values["image_embeds"], tokens, atol=1e-5, rtol=0)
     direct = pipe.transformer(**values | {"condition": condition, "image_embeds": tokens})
     torch.testing.assert_close(direct.actions, answer.actions, atol=1e-5, rtol=0)
-    for name, other in (("condition", condition.roll(1, dims=2)), ("image_embeds", tokens + 1)):
+    for name, other in (("condition", condition.roll(1, dims=2)), ("image_embeds", tokens.flip(-1))):
         assert (pipe.transformer(**values | {name: other}).actions - answer.actions).abs().max() > 1e-4, name
 
 
