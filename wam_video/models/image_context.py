@@ -5,7 +5,8 @@ Training and inference make both here, from context frames and nothing else, so 
 The first frame is the oldest frame of the context that was recorded, in each view; where older ones are missing it stands
 for them. It is fixed for a window, or for as long as a `KVCache` lasts: a sliding window drops the chunks that it has left
 behind, but the condition stays that of the frame with which the cache began, and later chunks read the channels of their
-own place after it (`condition_of_chunk`). A new first frame needs a new cache.
+own place after it (`condition_of_chunk`). A row that begins anew (`KVCache.reset`) gets a first frame of its own, its
+tokens through `KVCache.with_contexts`.
 """
 
 from typing import Any

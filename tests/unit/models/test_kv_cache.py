@@ -77,13 +77,14 @@ def forced(model: WAMTransformer, w: dict[str, Any], **changes: Any) -> Any:
     return model(**(values | changes))
 
 
-def start(model: WAMTransformer, w: dict[str, Any], chunks: int = CHUNKS) -> KVCache:
+def start(model: WAMTransformer, w: dict[str, Any], chunks: int = CHUNKS, **more: Any) -> KVCache:
     return model.new_cache(
         text_embeds=w["text"],
         latent_shape=(V, C, H, W),
         num_context=CONTEXT,
         max_chunks=chunks,
         num_actions=PER,
+        **more,
     )
 
 
@@ -164,6 +165,27 @@ def test_chunk_by_chunk_is_all_at_once(rule: dict[str, Any], options: dict[str, 
             out = predict(model, cache, w, chunk)
             torch.testing.assert_close(out.video, whole.video[:, :, :, frames], atol=1e-5, rtol=0)
             torch.testing.assert_close(out.actions, whole.actions[:, actions], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("context")
+@pytest.mark.parametrize("rule", [{}, {"state_sees": "self"}, {"window": 1}, {"action_history": True}], ids=str)
+def test_what_is_told_of_the_first_frame_is_the_same_chunk_by_chunk(rule: dict[str, Any]) -> None:
+    model, w = network(rule, condition_channels=3, image_dim=8, added_kv_proj_dim=24), window()
+    g = torch.Generator().manual_seed(5)
+    told = {"image_embeds": torch.randn(B, 5, 8, generator=g)}
+    condition = torch.randn(B, V, 3, FRAMES, H, W, generator=g)
+    whole = forced(model, w, condition=condition, **told)
+    cache = start(model, w, **told)
+    for chunk in range(1, CHUNKS + 1):
+        before, (frames, actions) = spans(chunk - 1)[0], spans(chunk)
+        cache = observe(model, cache, w, chunk - 1, condition=condition[:, :, :, before])
+        out = predict(model, cache, w, chunk, condition=condition[:, :, :, frames])
+        torch.testing.assert_close(out.video, whole.video[:, :, :, frames], atol=1e-5, rtol=0)
+        torch.testing.assert_close(out.actions, whole.actions[:, actions], atol=1e-5, rtol=0)
+    for changed in ({"condition": condition.flip(2)}, {"image_embeds": told["image_embeds"].flip(2)}):
+        other = forced(model, w, **{"condition": condition, **told} | changed)
+        assert (other.actions - whole.actions).abs().max() > 1e-4
 
 
 @torch.no_grad()

@@ -12,10 +12,13 @@ from tests.unit.training.fakes import MODEL, FakeFeed, tiny_config, tiny_trainer
 from wam_video.cli.train import _export
 from wam_video.errors import CheckpointError, ConfigError, DataError
 from wam_video.flow.density import DensityConfig
+from wam_video.flow.loss import LossConfig
 from wam_video.inference.pipeline import WAMPipeline
 from wam_video.tensors import Mode
-from wam_video.testing import CLIP_DIM, tiny_clip
+from wam_video.testing import CLIP_DIM, fake_batch, tiny_clip, tiny_pipeline
+from wam_video.training.build import Parts, TrainingModule
 from wam_video.training.config import ImageEncoderConfig
+from wam_video.training.sample import Sampler, SamplerConfig, TextCache
 from wam_video.training.trainer import Trainer
 
 CHANNELS = 3 * 8 * 8 + 1
@@ -93,6 +96,30 @@ def test_training_and_the_pipeline_tell_the_same(clip: str, tmp_path: Path) -> N
     served = pipe.image_context()(context, batch.frame_mask[:, :, :2], 4)
     torch.testing.assert_close(served["condition"], sample.condition)
     torch.testing.assert_close(served["image_embeds"], sample.image_embeds)
+
+
+@pytest.mark.parametrize("attention", [None, CAUSAL])
+def test_bodies_without_actions_and_with_fewer_cameras_train_in_one_batch(attention: dict | None) -> None:
+    pipe = tiny_pipeline(image=True, views=2, action_free=True, model={"attention": attention})
+    config = SamplerConfig(density=DensityConfig(), loss=LossConfig(), attention=pipe.transformer.attention)
+    text = TextCache(pipe.tokenizer, pipe.text_encoder)
+    sampler = Sampler(config, pipe.vae, pipe.processor, text, pipe.image_context())
+    parts = Parts(
+        transformer=pipe.transformer,
+        codec=pipe.vae,
+        tokenizer=pipe.tokenizer,
+        text_encoder=pipe.text_encoder,
+        processor=pipe.processor,
+    )
+    sample = sampler(fake_batch(pipe, 3), torch.device("cpu"))
+    has_view = torch.tensor([[True, True], [True, False], [True, False]])
+    assert sample.condition is not None and torch.equal(sample.condition[:, :, 0, 0, 0, 0], has_view.float())
+    video, actions = TrainingModule(parts, train_text=False)(sample)
+    # what stands where a camera is missing reaches nobody
+    other = replace(sample, condition=torch.where(has_view[:, :, None, None, None, None], sample.condition, 7.0))
+    again, acts = TrainingModule(parts, train_text=False)(other)
+    assert torch.equal(video[has_view], again[has_view]) and torch.equal(actions, acts)
+    assert bool(video.isfinite().all()) and bool(actions.isfinite().all())
 
 
 def test_latents_without_pixels_are_refused(clip: str, tmp_path: Path) -> None:
