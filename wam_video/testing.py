@@ -111,7 +111,9 @@ def tiny_pipeline(**options: Any) -> WAMPipeline:
 
 def tiny_transformer(config: TinyConfig, in_channels: int, mask_channels: int = 0) -> WAMTransformer:
     """Return a network of some ten thousand parameters, drawn from torch's global generator."""
-    image = dict(condition_channels=mask_channels + in_channels, image_dim=CLIP_DIM, added_kv_proj_dim=24)
+    image: dict[str, Any] = dict(
+        condition_channels=mask_channels + in_channels, image_dim=CLIP_DIM, added_kv_proj_dim=24
+    )
     bodies = [{"name": name, "action_dim": action, "state_dim": state} for name, action, state in config.bodies]
     transformer = WAMTransformer(
         embodiments=bodies,
