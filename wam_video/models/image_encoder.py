@@ -53,7 +53,7 @@ def _shortest_side(image: Float[Tensor, "b 3 h w"], side: int) -> Float[Tensor, 
     return image
 
 
-def image_processor(encoder: CLIPVisionModel, fit: Fit) -> CLIPImageProcessorPil:
+def image_processor(encoder: CLIPVisionModel, fit: str) -> CLIPImageProcessorPil:
     """Return the processor that goes beside an encoder in a checkpoint folder and says how pictures are made square.
 
     Raises:

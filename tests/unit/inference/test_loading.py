@@ -81,7 +81,12 @@ def test_the_index_names_our_package_and_the_hub_check_accepts_it(folder: Path) 
     files = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
     custom, folders = _get_custom_components_and_folders("owner/name", index, files)
     assert not custom
-    assert set(folders) == {"transformer", "vae", "text_encoder", "tokenizer", "scheduler", "processor"}
+    parts = {"transformer", "vae", "text_encoder", "tokenizer", "scheduler", "processor"}
+    assert set(folders) == parts | {"image_encoder", "image_processor"}, "as diffusers lists parts that may be null"
+    assert (
+        index["image_encoder"] == index["image_processor"] == [None, None]
+        and {p.name for p in folder.iterdir() if p.is_dir()} == parts
+    )
     assert not [name for name in files if name.endswith((".bin", ".pt", ".pkl", ".py"))]
 
 
