@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.unit.training.fakes import MODEL, FakeFeed, tiny_config, tiny_trainer
+from tests.unit.training.test_backbone import wan
 from wam_video.cli.train import _export
 from wam_video.errors import CheckpointError, ConfigError, DataError
 from wam_video.flow.density import DensityConfig
@@ -17,7 +18,7 @@ from wam_video.inference.pipeline import WAMPipeline
 from wam_video.tensors import Mode
 from wam_video.testing import CLIP_DIM, fake_batch, tiny_clip, tiny_pipeline
 from wam_video.training.build import Parts, TrainingModule
-from wam_video.training.config import ImageEncoderConfig
+from wam_video.training.config import CodecConfig, ImageEncoderConfig
 from wam_video.training.sample import Sampler, SamplerConfig, TextCache
 from wam_video.training.trainer import Trainer
 
@@ -158,3 +159,18 @@ def test_settings_that_do_not_go_together_are_refused(clip: str, tmp_path: Path)
         trainer(tmp_path, clip, {"condition_channels": 5})
     with pytest.raises(CheckpointError, match="can't be loaded"):
         trainer(tmp_path, str(tmp_path / "nowhere"), {})
+
+
+def test_a_pretrained_image_to_video_backbone_starts_a_run(clip: str, tmp_path: Path) -> None:
+    folder = wan(tmp_path / "wan", in_channels=97, image_dim=CLIP_DIM, added_kv_proj_dim=16)  # 48 of latents, a mask
+    encoder = ImageEncoderConfig(kind="clip", path=clip, subfolder="image_encoder")
+    codec = CodecConfig(patch_size=4)
+    config = tiny_config(tmp_path / "run", backbone=folder, model={}, codec=codec, image_encoder=encoder, steps=3)
+    run = tiny_trainer(config)
+    assert run.parts.transformer.config["condition_channels"] == 49
+    run.run([])
+    _export(tmp_path / "model", run.parts, run.config)
+    pipe = WAMPipeline.from_pretrained(tmp_path / "model")
+    assert np.isfinite(
+        pipe("policy", np.zeros((1, 2, 16, 16, 3), np.uint8), embodiment="arm", generator=0).actions
+    ).all()
