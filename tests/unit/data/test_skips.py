@@ -115,7 +115,6 @@ def test_each_kind_of_damage_is_counted_under_its_reason_and_named_once(shards, 
     toys.rewrite_first_sample(folder, edit)
     loader = make_loader(make(folder), 10)
     with caplog.at_level(logging.WARNING, "wam_video"):
-        logging.getLogger("wam_video").propagate = True
         batches = list(islice(loader, 12))
     assert loader.skips.reasons == {reason: 1}
     assert reason in REASONS
