@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -265,27 +264,31 @@ def test_parts_in_any_order_and_alone_make_the_same_bytes(pixels, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["alone", "parts"]
 
 
-def _encode_slowly(source, output):
+def _encode_and_die(source, output, kept):
+    """Encode, and be killed in the middle of a shard as soon as more than `kept` are done."""
     codec = PixelCodec(patch_size=4)
-    slow = codec.encode
-    codec.encode = lambda video: (time.sleep(0.05), slow(video))[1]
+    encode = codec.encode
+
+    def encode_or_die(video):
+        if len(list(output.with_name("out.partial").glob("*.tar.json"))) > kept:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return encode(video)
+
+    codec.encode = encode_or_die
     encode_to(output, source, codec)
 
 
 def test_killed_and_started_again_makes_the_same_bytes(pixels, tmp_path):
     context = multiprocessing.get_context("fork")
+    partial = tmp_path / "out.partial"
     kept = 0
-    for _ in range(3):
-        worker = context.Process(target=_encode_slowly, args=(pixels, tmp_path / "out"))
+    for _ in range(2):
+        worker = context.Process(target=_encode_and_die, args=(pixels, tmp_path / "out", kept))
         worker.start()
-        partial = tmp_path / "out.partial"
-        while worker.is_alive() and len(list(partial.glob("*.tar.json"))) <= kept:
-            time.sleep(0.01)
-        time.sleep(0.07)
-        os.kill(worker.pid, signal.SIGKILL)
         worker.join()
+        assert worker.exitcode == -signal.SIGKILL
+        assert len(list(partial.glob("*.tar.json"))) > kept
         kept = len(list(partial.glob("*.tar.json")))
-        assert kept
         assert not (tmp_path / "out").exists()
     before = {path.name: path.stat().st_mtime_ns for path in partial.glob("*.tar")}
     encode_to(tmp_path / "out", pixels, PixelCodec(patch_size=4))
