@@ -17,6 +17,20 @@ MAX_ROWS = 2_000_000
 """Frames of one recording (18 hours at 30 per second); a header that promises more is refused before anything is read."""
 
 
+class RecordedSource:
+    """What a source says of itself whose files hold recordings and nothing about them as a whole."""
+
+    @property
+    def licence(self) -> str:
+        """Nothing: the format has no place for terms."""
+        return ""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """None: all oddities are those of a recording."""
+        return ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class RecordingConfig:
     """Options that all of these sources have."""

@@ -21,6 +21,7 @@ from data_pipelines.hdf5 import (
 from data_pipelines.options import build_options, episode_name, safe_name
 from data_pipelines.recording import (
     Body,
+    RecordedSource,
     RecordingConfig,
     Rows,
     as_rows,
@@ -66,7 +67,7 @@ class AlohaConfig(RecordingConfig):
             raise ConfigError(f"option action_delay is {self.action_delay}; allowed: 0 to 100 rows")
 
 
-class AlohaSource:
+class AlohaSource(RecordedSource):
     """A folder of ALOHA episodes, or one of them. See `AlohaConfig` and README.md."""
 
     name: ClassVar[str] = "aloha"
@@ -95,11 +96,6 @@ class AlohaSource:
     def len_hint(self) -> int:
         """How many files there are."""
         return len(self._files)
-
-    @property
-    def licence(self) -> str:
-        """Nothing: the format has no place for terms."""
-        return ""
 
     @property
     def notes(self) -> tuple[str, ...]:

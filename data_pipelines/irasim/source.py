@@ -10,7 +10,7 @@ import numpy as np
 
 from data_pipelines.options import build_options, episode_name, safe_name
 from data_pipelines.probe import probe_video
-from data_pipelines.recording import Body, RecordingConfig, as_rows, check_rows, choose_views, units
+from data_pipelines.recording import Body, RecordedSource, RecordingConfig, as_rows, check_rows, choose_views, units
 from wam_video.data.schema import EmbodimentSpec, Episode, ViewSource
 from wam_video.data.sources import SkippedEpisode
 from wam_video.data.video import FileView
@@ -32,7 +32,7 @@ class IRASimConfig(RecordingConfig):
     """`no` leaves `continuous_gripper_state` out of the state."""
 
 
-class IRASimSource:
+class IRASimSource(RecordedSource):
     """A folder with annotations and videos, or one annotation. See `IRASimConfig` and README.md."""
 
     name: ClassVar[str] = "irasim"
@@ -64,16 +64,6 @@ class IRASimSource:
     def len_hint(self) -> int:
         """How many annotations there are."""
         return len(self._files)
-
-    @property
-    def licence(self) -> str:
-        """Nothing: the layout has no place for terms."""
-        return ""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """None: all oddities are those of a recording."""
-        return ()
 
     def episodes(self) -> Iterator[Episode | SkippedEpisode]:
         """Yield every annotated recording by name, or why it can't be used."""

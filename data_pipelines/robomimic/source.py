@@ -22,6 +22,7 @@ from data_pipelines.hdf5 import (
 from data_pipelines.options import build_options, episode_name, safe_name
 from data_pipelines.recording import (
     Body,
+    RecordedSource,
     RecordingConfig,
     Rows,
     as_rows,
@@ -64,7 +65,7 @@ class RobomimicConfig(RecordingConfig):
             raise ConfigError(one_of("turn", self.turn, ("auto", *TURNS)))
 
 
-class RobomimicSource:
+class RobomimicSource(RecordedSource):
     """An HDF5 file with `data/demo_*`, or a folder of them. See `RobomimicConfig` and README.md."""
 
     name: ClassVar[str] = "robomimic"
@@ -104,16 +105,6 @@ class RobomimicSource:
     def len_hint(self) -> int:
         """How many demonstrations there are, and files that can't be read."""
         return len(self._items)
-
-    @property
-    def licence(self) -> str:
-        """Nothing: the format has no place for terms."""
-        return ""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """None: all oddities are those of a file, and are reported with its demonstrations."""
-        return ()
 
     def episodes(self) -> Iterator[Episode | SkippedEpisode]:
         """Yield every demonstration by number, or why it can't be used."""

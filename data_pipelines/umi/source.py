@@ -13,6 +13,7 @@ from data_pipelines.options import build_options, safe_name
 from data_pipelines.probe import probe_video
 from data_pipelines.recording import (
     Body,
+    RecordedSource,
     RecordingConfig,
     Rows,
     as_rows,
@@ -56,7 +57,7 @@ class UmiConfig(RecordingConfig):
     """Arrays that make up the state, in this order; `none` leaves it out; empty looks for the usual ones."""
 
 
-class UmiSource:
+class UmiSource(RecordedSource):
     """A replay buffer, as a folder or a zip. See `UmiConfig` and README.md."""
 
     name: ClassVar[str] = "umi"
@@ -93,11 +94,6 @@ class UmiSource:
     def len_hint(self) -> int:
         """How many episodes there are."""
         return len(self._ends)
-
-    @property
-    def licence(self) -> str:
-        """Nothing: the format has no place for terms."""
-        return ""
 
     @property
     def notes(self) -> tuple[str, ...]:

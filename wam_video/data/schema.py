@@ -20,8 +20,9 @@ SCHEMA_VERSION = 1
 MEMBER_SUFFIXES = ("mp4", "actions.npy", "state.npy", "reward.npy", "latents", "text.npy", "json")
 """The only kinds of member that a shard may hold; nothing else is ever decoded.
 
-`latents.<view>.npy` and `text.npy` are reserved for pre-encoding: a shard may carry them, and nothing reads them yet, so
-their bytes are neither parsed nor checked (`data verify` compares the whole shard's hash).
+`data encode` writes `latents.<view>.npy`, which the loader reads in place of pixels. `text.npy` is reserved for encoded
+prompts: a shard may carry it, and nothing reads it yet, so its bytes are neither parsed nor checked (`data verify` compares
+the whole shard's hash).
 """
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
