@@ -149,6 +149,7 @@ def _fill(arguments: argparse.Namespace, config: "TrainConfig", rule: "Attention
     from wam_video.errors import one_of
     from wam_video.flow.modes import MODES, POLICY_PATHS, get_mode, path_grid
     from wam_video.flow.scheduler import WAMScheduler, guidance_scales
+    from wam_video.flow.solvers import num_calls
     from wam_video.tensors import Mode
 
     scheduler, window = WAMScheduler(**config.scheduler), config.data.window
@@ -157,8 +158,7 @@ def _fill(arguments: argparse.Namespace, config: "TrainConfig", rule: "Attention
         raise ConfigError(one_of("policy-path", path, POLICY_PATHS))
     arguments.spec = POLICY_PATHS[path] if mode is Mode.POLICY else MODES[mode]
     if arguments.steps is None:
-        steps = len(path_grid(arguments.spec, scheduler.path())) - 1
-        arguments.steps = 2 * steps - 1 if scheduler.config["solver"] == "heun" else steps
+        arguments.steps = num_calls(path_grid(arguments.spec, scheduler.path()), scheduler.config["solver"])
     if arguments.guidance is None:
         arguments.guidance = any(scale != 1 for scale in guidance_scales(scheduler.config["guidance_scale"]))
     arguments.cached = arguments.cached or rule.caches

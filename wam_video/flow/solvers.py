@@ -95,7 +95,7 @@ def sample(
     """Integrate `field` along `grid` and return the state at its end.
 
     Args:
-        field: The velocity field. One call a step, two with `heun`.
+        field: The velocity field. One call a step; two with `heun`, but for steps in which a modality arrives at 0.
         start: Noise where something is generated or unknown, data where it is given.
         pattern: The clock pattern over tokens.
         grid: Points (t_video, t_action) from the start to the end of the path, one more than steps.
@@ -108,13 +108,12 @@ def sample(
     if solver not in Solver.__args__:
         raise ConfigError(one_of("solver", solver, Solver.__args__))
     grid_on_device = grid.to(_device(start))
-    last = len(grid) - 2
     state, previous = start, None
-    for i in range(last + 1):
+    for i in range(len(grid) - 1):
         now, then = pattern.at(grid_on_device[i]), pattern.at(grid_on_device[i + 1])
         v = field(state, now)
         slope = v
-        if solver == "heun" and i < last:
+        if solver == "heun" and not _arrives(grid, i):
             slope = _mean(v, field(_advance(state, v, now, then), then))
         elif solver == "ab2" and previous is not None:
             slope = _extrapolate(v, previous, grid[i - 1 : i + 2])
@@ -122,6 +121,17 @@ def sample(
         if on_step is not None:
             on_step(i, state)
     return state
+
+
+def num_calls(grid: Float[Tensor, "steps 2"], solver: str) -> int:
+    """Return how often `sample` calls its field along `grid`."""
+    steps = range(len(grid) - 1)
+    return len(steps) + (sum(not _arrives(grid, i) for i in steps) if solver == "heun" else 0)
+
+
+def _arrives(grid: Float[Tensor, "steps 2"], i: int) -> bool:
+    """Say whether a modality reaches t = 0 in step `i`, or the path ends."""
+    return i == len(grid) - 2 or bool(((grid[i] > 0) & (grid[i + 1] == 0)).any())
 
 
 def _device(state: State) -> torch.device:

@@ -7,7 +7,7 @@ import torch
 
 from wam_video.errors import ConfigError
 from wam_video.flow.modes import MODES, POLICY_PATHS, PathConfig, Role, path_grid
-from wam_video.flow.solvers import ClockPattern, Clocks, State, guided, sample
+from wam_video.flow.solvers import ClockPattern, Clocks, State, guided, num_calls, sample
 from wam_video.tensors import Mode
 
 
@@ -139,3 +139,26 @@ def test_an_imagined_video_may_stay_noisy_along_the_diagonal() -> None:
     path = PathConfig(num_inference_steps=2, video_stop=0.8, shift_video=5.0)
     assert path_grid(POLICY_PATHS["joint"], path)[:, 0].tolist() == pytest.approx([1, 0.8 + 0.2 * 5 / 6, 0.8])
     assert path_grid(MODES[Mode.JOINT], path)[-1].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("settings", [{"video_steps": 4}, {"action_lead": 2.0}, {}])
+def test_no_solver_asks_for_a_velocity_at_the_moment_that_a_modality_arrives(settings: dict[str, float]) -> None:
+    calls = 0
+
+    def towards_a_sample(s: State, clocks: Clocks) -> State:
+        nonlocal calls
+        calls += 1
+        t_video, t_action = (clock.clamp(min=1e-3).min() for clock in (clocks.video, clocks.actions))
+        return State(
+            video=(s.video - torch.tanh(s.video) / 2) / t_video,
+            actions=(s.actions - torch.tanh(s.actions) / 2) / t_action,
+        )
+
+    ends = {}
+    for solver in ("euler", "heun", "ab2"):
+        grid, calls = path_grid(MODES[Mode.JOINT], PathConfig(num_inference_steps=8, **settings)), 0
+        ends[solver] = sample(towards_a_sample, state(), pattern(), grid, solver=solver)
+        assert calls == num_calls(grid, solver)
+    for solver in ("heun", "ab2"):
+        assert (ends[solver].video - ends["euler"].video).abs().max() < 0.1
+        assert (ends[solver].actions - ends["euler"].actions).abs().max() < 0.1
