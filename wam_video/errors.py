@@ -42,3 +42,9 @@ def one_of(what: str, value: object, allowed: Iterable[str]) -> str:
     near = get_close_matches(str(value), names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"{what} is {value!r}; allowed: {', '.join(names) or 'none'}.{hint}"
+
+
+def first_line(error: BaseException) -> str:
+    """Return an exception's message cut to one short line."""
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:200]

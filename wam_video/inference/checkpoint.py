@@ -7,7 +7,7 @@ from typing import Any, Self
 from diffusers import AutoencoderKLWan, DiffusionPipeline
 from transformers import BaseImageProcessor, CLIPVisionModel, PreTrainedModel
 
-from wam_video.errors import CheckpointError, ConfigError, WamError
+from wam_video.errors import CheckpointError, ConfigError, WamError, first_line
 from wam_video.inference import loading
 from wam_video.inference.checks import check_components
 from wam_video.models import adapters
@@ -55,7 +55,7 @@ class CheckpointFolder(DiffusionPipeline):
             raise CheckpointError(f"checkpoint {folder} was altered: {error}") from error
         except Exception as error:  # whatever diffusers and transformers raise at a broken file
             where = loading.culprit(folder, str(error))
-            raise CheckpointError(f"checkpoint {where} can't be loaded: {loading.first_line(error)}") from error
+            raise CheckpointError(f"checkpoint {where} can't be loaded: {first_line(error)}") from error
         for name in set(loading.WITH_WEIGHTS) - passed:
             if (module := getattr(pipeline, name)) is not None:
                 loading.check_weights(folder, name, module)

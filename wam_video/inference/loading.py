@@ -11,7 +11,7 @@ from torch import nn
 
 from wam_video.data.manifest import hash_file
 from wam_video.data.processor import WAMProcessor
-from wam_video.errors import CheckpointError
+from wam_video.errors import CheckpointError, first_line
 
 INDEX = "model_index.json"
 CHECKSUMS = "checksums.json"
@@ -222,9 +222,3 @@ def model_hash(folder: str | Path) -> str:
     for file in sorted(files):
         digest.update(f"{file.relative_to(folder).as_posix()}\0{hash_file(file)}\n".encode())
     return digest.hexdigest()
-
-
-def first_line(error: BaseException) -> str:
-    """Return an exception's message cut to one short line."""
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:200]

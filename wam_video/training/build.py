@@ -1,6 +1,8 @@
 """From a configuration and a dataset to the parts of a model: codec, text encoder, processor, network."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -22,7 +24,7 @@ from transformers import (
 from wam_video.data.processor import WAMProcessor
 from wam_video.data.schema import EmbodimentSpec
 from wam_video.data.windows import WindowConfig
-from wam_video.errors import CheckpointError, ConfigError
+from wam_video.errors import CheckpointError, ConfigError, first_line
 from wam_video.models.adapters import folder_hash
 from wam_video.models.backbones import backbone_arguments
 from wam_video.models.image_context import ImageContext
@@ -184,8 +186,11 @@ def build_on_meta(config: TrainConfig, embodiments: Mapping[str, EmbodimentSpec]
     channels = codec.latent_channels or _wan_channels(codec) if codec.kind == "wan" else 3 * codec.patch_size**2
     if text.kind == "byte_t5":
         text_dim = text.d_model
+    elif text.channels:
+        text_dim = text.channels
     else:
-        text_dim = text.channels or AutoConfig.from_pretrained(str(text.path), subfolder=text.subfolder).d_model
+        with _loading("text.path", text.path, "a T5 encoder and its subfolder"):
+            text_dim = AutoConfig.from_pretrained(str(text.path), subfolder=text.subfolder).d_model
     arguments = transformer_arguments(config, embodiments, channels, text_dim)
     if config.backbone is not None:
         arguments = backbone_arguments(WAMTransformer, config.backbone, arguments)
@@ -197,7 +202,8 @@ def build_on_meta(config: TrainConfig, embodiments: Mapping[str, EmbodimentSpec]
 
 
 def _wan_channels(codec: CodecConfig) -> int:
-    config: Any = AutoencoderKLWan.load_config(str(codec.path), subfolder=codec.subfolder)
+    with _loading("codec.path", codec.path, "a folder or hub id of an AutoencoderKLWan"):
+        config: Any = AutoencoderKLWan.load_config(str(codec.path), subfolder=codec.subfolder)
     return int(config["z_dim"])
 
 
@@ -214,15 +220,35 @@ def _check_widths(config: TrainConfig, channels: int, text_dim: int) -> None:
             raise ConfigError(f"{name} is {value}, but the part that was loaded has {real}; set it so, or leave it out")
 
 
+@contextmanager
+def _loading(key: str, path: str | None, wanted: str) -> Iterator[None]:
+    """Turn what diffusers and transformers raise for a path into one line; no hub is asked for what can't be an id."""
+    if not Path(str(path)).exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+        raise CheckpointError(f"{key} {path!r} is no folder and no hub id 'owner/name'; give {wanted}")
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{key} {path!r} can't be loaded ({first_line(error)}); give {wanted}") from error
+
+
 def build_codec(config: CodecConfig) -> Codec:
-    """Build the video codec, frozen."""
+    """Build the video codec, frozen.
+
+    Raises:
+        CheckpointError: It can't be loaded.
+    """
     if config.kind == "wan":
-        return AutoencoderKLWan.from_pretrained(config.path, subfolder=config.subfolder)
+        with _loading("codec.path", config.path, "a folder or hub id of an AutoencoderKLWan"):
+            return AutoencoderKLWan.from_pretrained(config.path, subfolder=config.subfolder)
     return PixelCodec(patch_size=config.patch_size, mean=config.mean, std=config.std)
 
 
 def build_text(config: TextConfig, seed: int) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    """Build or load the text encoder and its tokenizer."""
+    """Build or load the text encoder and its tokenizer.
+
+    Raises:
+        CheckpointError: It can't be loaded.
+    """
     if config.kind == "byte_t5":
         return build_byte_t5(
             d_model=config.d_model,
@@ -231,12 +257,13 @@ def build_text(config: TextConfig, seed: int) -> tuple[PreTrainedTokenizerBase, 
             max_length=config.max_length,
             seed=seed,
         )
-    tokenizer = AutoTokenizer.from_pretrained(
-        config.path, subfolder=config.tokenizer_subfolder, model_max_length=config.max_length
-    )
-    umt5 = AutoConfig.from_pretrained(str(config.path), subfolder=config.subfolder).model_type == "umt5"
-    kind = UMT5EncoderModel if umt5 else T5EncoderModel
-    return tokenizer, kind.from_pretrained(str(config.path), subfolder=config.subfolder).eval()
+    with _loading("text.path", config.path, "a T5 encoder, its subfolder and that of its tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            config.path, subfolder=config.tokenizer_subfolder, model_max_length=config.max_length
+        )
+        umt5 = AutoConfig.from_pretrained(str(config.path), subfolder=config.subfolder).model_type == "umt5"
+        kind = UMT5EncoderModel if umt5 else T5EncoderModel
+        return tokenizer, kind.from_pretrained(str(config.path), subfolder=config.subfolder).eval()
 
 
 def build_image_encoder(config: ImageEncoderConfig) -> CLIPVisionModel | None:
@@ -247,13 +274,8 @@ def build_image_encoder(config: ImageEncoderConfig) -> CLIPVisionModel | None:
     """
     if config.kind == "none":
         return None
-    try:
+    with _loading("image_encoder.path", config.path, "a CLIP vision model and its subfolder"):
         encoder = CLIPVisionModel.from_pretrained(str(config.path), subfolder=config.subfolder)
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise CheckpointError(
-            f"image_encoder.path {config.path!r} can't be loaded ({reason}); give a CLIP vision model and its subfolder"
-        ) from error
     return encoder.requires_grad_(False).eval()
 
 
