@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from wam_video.errors import CheckpointError, ConfigError
 from wam_video.flow.scheduler import WAMScheduler
 from wam_video.inference.dreamzero import PARTS, Release, facts_json, merged, open_release, value_of
-from wam_video.inference.dreamzero_data import release_bodies, release_processor
+from wam_video.inference.dreamzero_data import relative_keys, release_bodies, release_processor
 from wam_video.inference.loading import INDEX, write_checksums
 from wam_video.log import get_logger
 from wam_video.models.convert import DREAMZERO_ATTENTION, DREAMZERO_OPTIONS, dreamzero_keys
@@ -167,7 +167,7 @@ def _finish(
         "lora_tensors_merged": len(release.lora),
         "unused_tensors": [PARTS[part] + name for part, names in UNUSED.items() for name in names],
         "embodiments": [body["name"] for body in bodies],
-        "relative_actions": list(release.experiment.get("relative_action_keys") or []),
+        "relative_actions": relative_keys(release),
     }
     (partial / INDEX).write_text(facts_json(index), encoding="utf-8")
     (partial / FACTS).write_text(facts_json(facts), encoding="utf-8")

@@ -47,11 +47,7 @@ def _body(release: Release, tag: str, facts: Mapping[str, Any]) -> dict[str, Any
     frames = _LATENT_FRAMES * int(network.get("num_frame_per_block", release.head.get("num_frame_per_block", 2)))
     actions = int(network.get("num_action_per_block", release.head.get("action_horizon", 24)))
     stride = actions / frames / fps
-    relative = (
-        set(release.experiment.get("relative_action_keys") or ())
-        if release.experiment.get("relative_action")
-        else set()
-    )
+    relative = relative_keys(release)
     names = [
         f"{key}.{i}{' relative to the state' if key in relative else ''}"
         for key in keys["action"]
@@ -91,7 +87,18 @@ def _order(experiment: Mapping[str, Any], tag: str, what: str, known: Mapping[st
     modality = (_find(experiment, f"modality_config_{tag}") or {}).get(what, {})
     if isinstance(modality, Mapping) and isinstance(modality.get("modality_keys"), list):
         return [str(key).removeprefix(f"{what}.") for key in modality["modality_keys"]]
+    if len(known) > 1:
+        raise CheckpointError(
+            f"conf.yaml does not say in which order {what} of {tag!r} is put together ({', '.join(known)}); fetch it again"
+        )
     return list(known)
+
+
+def relative_keys(release: Release) -> list[str]:
+    """Return the actions that the release gives relative to the state."""
+    return (
+        list(release.experiment.get("relative_action_keys") or []) if release.experiment.get("relative_action") else []
+    )
 
 
 def _find(mapping: Any, key: str) -> Any:
