@@ -156,10 +156,10 @@ class Body:
         self._spec: EmbodimentSpec | None = None
 
     def same(self, spec: EmbodimentSpec) -> EmbodimentSpec:
-        """Return the dataset's spec, with the views of this recording if it brings new ones.
+        """Return the dataset's spec, which is that of its first recording.
 
         Raises:
-            DataError: Another width or rate than before; that recording is to be skipped.
+            DataError: Another width or rate than before, or a camera that the first one lacks; that recording is to be skipped.
         """
         if self._spec is None:
             self._spec = spec

@@ -82,8 +82,13 @@ class IRASimSource(RecordedSource):
         notes: list[str] = []
         videos = choose_views(self._videos(file, content, notes), self.config.views)
         infos = {view: probe_video(Path(path)) for view, path in videos.items()}
-        fps = self.config.fps or next(iter(infos.values())).fps
+        rates = sorted({info.fps for info in infos.values()})
+        if len(rates) > 1 and not self.config.fps:
+            raise DataError(f"cameras have different rates ({', '.join(f'{r:g}' for r in rates)}); give --option fps=F")
+        fps = self.config.fps or rates[0]
         frames = min(info.num_frames for info in infos.values())
+        if any(info.num_frames > frames for info in infos.values()):
+            notes.append("longer_cameras_cut")
         key = next((key for key in _ACTION_KEYS if key in content), None)
         actions = None if key is None else _matrix(content[key], key)
         if actions is not None:

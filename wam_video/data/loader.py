@@ -166,7 +166,7 @@ class WindowDataset:
         return [self._sets[d].spec(clip).name for d, clip, _ in map(self._locate, map(int, indices))]
 
     def held_out(self, split: str = "val") -> "WindowDataset":
-        """Return another split of the same folders, in stored order; datasets without it are left out.
+        """Return another split of the same folders, in stored order; datasets without it, or that can't be opened so, are left out by name.
 
         Raises:
             DataError: No dataset has it.
@@ -179,6 +179,7 @@ class WindowDataset:
                 kept[name] = other
             except DataError as error:
                 missing.append(error)
+                _LOG.warning("no held-out windows from dataset %s: %s", name, error)
         if not kept:
             raise missing[0]
         skip = [entry for entry in self.config.skip if entry.partition("/")[0] in kept]

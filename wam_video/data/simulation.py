@@ -61,11 +61,6 @@ class Disturbance:
             if not 0 <= value <= 2:
                 raise ConfigError(f"disturbance {f.name} is {value}; allowed: 0 (nothing) to 2, 1 is a lot")
 
-    @property
-    def is_none(self) -> bool:
-        """Whether nothing is disturbed."""
-        return not any(getattr(self, f.name) for f in fields(self))
-
 
 class Environment(Protocol):
     """One world at a time: reset it to a task and a start, look, act.
