@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from wam_video.errors import CheckpointError, ConfigError
+from wam_video.errors import CheckpointError, ConfigError, first_line
 from wam_video.flow.scheduler import WAMScheduler
 from wam_video.inference.dreamzero import PARTS, Release, facts_json, merged, open_release, value_of
 from wam_video.inference.dreamzero_data import relative_keys, release_bodies, release_processor
@@ -182,9 +182,7 @@ def _copy_tokenizer(name: str, folder: Path) -> str:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, model_max_length=512)
     except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"tokenizer {name!r} can't be read ({str(error).splitlines()[0][:200]}); give umt5's"
-        ) from error
+        raise CheckpointError(f"tokenizer {name!r} can't be read ({first_line(error)}); give umt5's") from error
     tokenizer.save_pretrained(folder)
     return type(tokenizer).__name__
 

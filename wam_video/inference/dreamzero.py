@@ -18,7 +18,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from wam_video.errors import CheckpointError
+from wam_video.errors import CheckpointError, first_line
 from wam_video.inference.loading import read_json
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -183,7 +183,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing; {_TAKEN_FROM[0]}") from error
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} can't be read ({str(error).splitlines()[0][:200]}); {_TAKEN_FROM[1]}") from error
+        raise CheckpointError(f"{path} can't be read ({first_line(error)}); {_TAKEN_FROM[1]}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__} instead of a mapping; {_TAKEN_FROM[1]}")
     return content

@@ -20,7 +20,7 @@ class DecisionConfig:
     """How a decision is computed."""
 
     calls: int = 8
-    """Network evaluations: the steps of `euler` and `ab2`; `heun` takes two a step."""
+    """Network evaluations: the steps of `euler` and `ab2`; `heun` takes two a step, but for those in which a modality arrives."""
     context: int = 1
     """Latent frames that were observed."""
     fresh: int | None = None

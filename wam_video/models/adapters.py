@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from wam_video.errors import CheckpointError, ConfigError, MissingDependencyError
+from wam_video.errors import CheckpointError, ConfigError, MissingDependencyError, first_line
 from wam_video.models.layers import EmbodimentLinear
 from wam_video.models.parts import part_of, plain_name
 from wam_video.models.transformer import WAMTransformer
@@ -195,7 +195,7 @@ def load_adapter(transformer: WAMTransformer, folder: Path, info: AdapterInfo) -
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         if isinstance(error, CheckpointError):
             raise
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise CheckpointError(f"adapter {folder} can't be loaded ({reason}); copy or fetch it again") from error
     if strays := low_rank.keys() ^ get_peft_model_state_dict(transformer, adapter_name=NAME).keys():
         raise CheckpointError(f"adapter {folder} does not fit the model: {min(strays)!r} is only in one of them")

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wam_video.errors import CheckpointError, ConfigError, MissingDependencyError, one_of
+from wam_video.errors import CheckpointError, ConfigError, MissingDependencyError, first_line, one_of
 
 KINDS = ("none", "repa", "next_frame")
 
@@ -291,7 +291,7 @@ def _import_timm() -> ModuleType:
         raise MissingDependencyError("timm", "vision", "a teacher") from error
     except RuntimeError as error:  # a torchvision that does not fit torch: "operator torchvision::nms does not exist"
         raise ConfigError(
-            f"a teacher needs timm, which can't be imported: {str(error).splitlines()[0]}; install the torchvision that fits your torch"
+            f"a teacher needs timm, which can't be imported: {first_line(error)}; install the torchvision that fits your torch"
         ) from error
     return timm
 
