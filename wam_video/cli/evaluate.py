@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from wam_video.cli.command import DONE, quiet_libraries, run
-from wam_video.cli.options import check_output, parse_named, show_progress, torch_device
+from wam_video.cli.options import check_output, parse_named, parse_options, show_progress, torch_device
 from wam_video.errors import ConfigError
 from wam_video.log import setup_logging
 
@@ -71,7 +71,20 @@ def parser() -> argparse.ArgumentParser:
         metavar="[NAME=]FILE",
         help="metrics.jsonl of a run, for its curve; repeatable",
     )
+    _add_studies(result)
     return result
+
+
+def _add_studies(result: argparse.ArgumentParser) -> None:
+    add = result.add_argument_group(
+        "studies", "scores beyond the recorded windows; each says what it had to leave out"
+    ).add_argument
+    add("--studies", nargs="+", default=[], metavar="NAME", help="names, or all (default: none)")
+    add("--env", metavar="NAME[:WHAT]", help="simulator of the body, for the studies that need one; as of `rollout`")
+    add("--env-option", action="append", default=[], metavar="KEY=VALUE", help="of the simulator; repeatable")
+    add("--study-episodes", type=int, default=8, metavar="N", help="to simulate or imagine (default 8)")
+    add("--inverse-model", metavar="FOLDER", help="another checkpoint, which reads the actions out of generated video")
+    add("--weights", action="append", default=[], metavar="METRIC=FILE", help="TorchScript network of lpips or fvd")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         evaluate,
     )  # torch and diffusers: not before --help has answered
     from wam_video.evaluation.report import write
+    from wam_video.evaluation.study import StudyOptions
     from wam_video.tensors import Mode
 
     models = parse_named("--model", arguments.model)
@@ -98,6 +112,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         batch_size=arguments.batch_size,
         device=torch_device(arguments.device),
         training_logs=parse_named("--training-log", arguments.training_log),
+        studies=tuple(name for value in arguments.studies for name in value.split(",") if name),
+        study_options=StudyOptions(
+            env=arguments.env,
+            env_options=parse_options(arguments.env_option, "--env-option"),
+            episodes=arguments.study_episodes,
+            inverse_model=arguments.inverse_model,
+            weights=parse_options(arguments.weights, "--weights"),
+        ),
     )
     check_output(arguments.output)
     given = sys.argv[1:] if argv is None else list(argv)

@@ -19,6 +19,9 @@ from wam_video.evaluation.open_loop import Generated, OpenLoopConfig, Sampler, m
 from wam_video.evaluation.report import Report
 from wam_video.evaluation.scores import answer_checks, score_rows
 from wam_video.evaluation.sections import Unit
+from wam_video.evaluation.studies import STUDIES
+from wam_video.evaluation.study import StudyOptions, select
+from wam_video.evaluation.study_run import Studied, StudySettings, make_subject, run_studies
 from wam_video.evaluation.windows import EvalData, open_windows
 from wam_video.evaluation.wording import LEFT_OUT
 from wam_video.inference import loading
@@ -50,6 +53,9 @@ class EvaluateConfig:
     device: str = "cpu"
     training_logs: dict[str, str] = field(default_factory=dict)
     """Name -> `metrics.jsonl` of a run."""
+    studies: tuple[str, ...] = ()
+    """Names of `studies.STUDIES`, or `all`."""
+    study_options: StudyOptions = field(default_factory=StudyOptions)
 
     def __post_init__(self) -> None:
         if not self.models or not self.modes:
@@ -57,6 +63,9 @@ class EvaluateConfig:
         for name in self.adapters:
             if name not in self.models:
                 raise ConfigError(one_of("model of an adapter", name, self.models))
+        for name in self.studies:
+            if name not in (*STUDIES, "all"):
+                raise ConfigError(one_of("--studies", name, (*STUDIES, "all")))
         if self.batch_size < 1:
             raise ConfigError(f"batch size is {self.batch_size}; allowed: 1 or more")
 
@@ -96,6 +105,7 @@ def evaluate(
     training = {name: read_log(path) for name, path in config.training_logs.items()}
     units: list[Unit] = []
     models: list[dict[str, Any]] = []
+    studies: dict[str, list[tuple[str, Studied]]] = {}
     facts: Mapping[str, Any] = {}
     for name, path in config.models.items():
         folder = loading.resolve(path)
@@ -107,7 +117,13 @@ def evaluate(
         facts = facts or data.facts
         found, seconds = _run_model(config, name, pipe, data, on_progress)
         units += found
-        models.append(_describe(name, folder, pipe, config, found, data) | {"timing": {"seconds": round(seconds, 3)}})
+        studied = _study_model(config, name, pipe, data)
+        studies[name] = studied
+        models.append(
+            _describe(name, folder, pipe, config, found, data)
+            | {"studies": [{"embodiment": body} | s.to_dict() for body, s in studied]}
+            | {"timing": {"seconds": round(seconds, 3)}}
+        )
     document = {
         "schema_version": SCHEMA_VERSION,
         "command": command,
@@ -120,7 +136,30 @@ def evaluate(
         "left_out": [{"metric": metric, "reason": reason} for metric, reason in LEFT_OUT],
         "timing": {"started": started.isoformat(timespec="seconds"), "seconds": round(time.monotonic() - clock, 3)},
     }
-    return Report(units=units, modes=config.modes, document=document, training=training)
+    return Report(units=units, modes=config.modes, document=document, training=training, studies=studies)
+
+
+def _study_model(config: EvaluateConfig, name: str, pipe: WAMPipeline, data: EvalData) -> list[tuple[str, Studied]]:
+    """Run the studies on every body that the data hold."""
+    chosen = select(config.studies, STUDIES)
+    if not chosen:
+        return []
+    options, sampler = config.study_options, pipeline_sampler(pipe, config.num_inference_steps)
+    inverse = None
+    if options.inverse_model is not None:
+        reader = WAMPipeline.from_pretrained(loading.resolve(options.inverse_model)).to(config.device)
+        inverse = pipeline_sampler(reader)
+    settings = StudySettings(
+        seed=config.seed,
+        batch_size=config.batch_size,
+        num_inference_steps=config.num_inference_steps,
+        device=config.device,
+    )
+    found = []
+    for group in data.groups:
+        subject = make_subject(name, pipe, sampler, data, group, options=options, inverse=inverse, settings=settings)
+        found += [(group.spec.name, studied) for studied in run_studies(chosen, subject)]
+    return found
 
 
 def _run_model(

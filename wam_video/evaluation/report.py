@@ -10,6 +10,8 @@ from typing import Any
 from wam_video.errors import DataError
 from wam_video.evaluation.markup import Html, el, join, table
 from wam_video.evaluation.sections import Unit, mode_section, overview
+from wam_video.evaluation.study_page import study_left_out, study_sections
+from wam_video.evaluation.study_run import Studied
 from wam_video.evaluation.svg import Axes, Series, line_chart
 from wam_video.evaluation.wording import GLOSSARY, LEFT_OUT
 from wam_video.tensors import Mode
@@ -28,6 +30,10 @@ class Report:
     """The contents of `metrics.json`."""
     training: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     """Lines of each training log, by the name of the run."""
+    studies: Mapping[str, Sequence[tuple[str, Studied]]] = field(
+        default_factory=dict[str, Sequence[tuple[str, Studied]]]
+    )
+    """What the studies found, by the name of the model: (embodiment, study)."""
 
 
 def render(report: Report, max_windows: int = 6) -> str:
@@ -74,6 +80,7 @@ def _page(report: Report, max_windows: int) -> str:
         _introduction(report),
         el("section", el("h2", "At a glance"), overview(report.units, report.modes), _square_note(), id="glance"),
         *(mode_section(mode, report.units, max_windows) for mode in report.modes),
+        *study_sections(report.studies),
         _training(report),
         _method(report),
     )
@@ -174,7 +181,13 @@ def _method(report: Report) -> Html:
         ["Time", f"{document['timing']['seconds']:.0f} s, {document['timing']['started']}"],
     ]
     words = el("div", *(el("p", el("strong", term), ": ", text) for term, text in GLOSSARY))
-    absent = el("ul", *(el("li", el("strong", name), f": {reason}.") for name, reason in LEFT_OUT))
+    absent = el(
+        "ul",
+        *(
+            el("li", el("strong", name), f": {reason}.")
+            for name, reason in (*LEFT_OUT, *study_left_out(report.studies))
+        ),
+    )
     notes = [el("p", note, css="note") for note in data.get("notes", ())]
     return el(
         "section", el("h2", "How this was measured"), words, *notes, el("h3", "Not measured, and why"), absent,

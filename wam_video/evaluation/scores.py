@@ -31,6 +31,8 @@ class Row:
     """Name of the action dimension; None over all of them."""
     time_s: float | None = None
     """Seconds into the future; None over the whole horizon."""
+    view: str | None = None
+    """Name of the camera; None over all of them."""
     estimate: Estimate
 
     def to_dict(self) -> dict[str, Any]:
@@ -44,7 +46,8 @@ class Check:
     """A question, answered by whether one condition is better than another."""
 
     name: str
-    mode: Mode
+    mode: Mode | None
+    """None: the check belongs to a study (`study.Study`)."""
     metric: str
     better: Key
     worse: Key | None
@@ -68,7 +71,7 @@ class Answer:
         """Return the question and its answer, JSON-able."""
         c = self.check
         return {
-            "name": c.name, "mode": c.mode.value, "embodiment": self.embodiment, "status": self.status,
+            "name": c.name, "mode": c.mode.value if c.mode else None, "embodiment": self.embodiment, "status": self.status,
             "question": c.question, "flag": c.flag if self.status == "no" else None, "metric": c.metric,
             "better": ":".join(c.better), "worse": ":".join(c.worse) if c.worse else None, "advantage": self.advantage.to_dict(),
         }  # fmt: skip
@@ -151,11 +154,14 @@ def answer_checks(measured: Measured, group: Group, modes: Sequence[Mode], confi
         (advantage,) = estimate(sums, group.episodes, _advantage(check, group), config)
         if advantage.value is None:
             continue
-        answers.append(Answer(check=check, embodiment=group.spec.name, advantage=advantage, status=_status(advantage)))
+        answers.append(
+            Answer(check=check, embodiment=group.spec.name, advantage=advantage, status=status_of(advantage))
+        )
     return answers
 
 
-def _status(advantage: Estimate) -> str:
+def status_of(advantage: Estimate) -> str:
+    """Return `yes` where the whole interval is above 0, `no` where it is not, `unknown` where there is none."""
     if advantage.low is None:
         return "unknown"
     return "yes" if advantage.low > 0 else "no"

@@ -85,7 +85,7 @@ def mode_section(mode: Mode, units: Sequence[Unit], max_windows: int) -> Html:
     several = len(units) > 1
     columns = []
     for unit in units:
-        parts = [el("h4", unit.title) if several else None, _checks(unit.answers_of(mode))]
+        parts = [el("h4", unit.title) if several else None, checks_list(unit.answers_of(mode))]
         charts = [part for chart in words.charts for part in _chart(unit, chart, units)]
         columns.append(el("div", *parts, el("div", *charts, css="cols")))
     heading = el("header", noise_square(MODES[mode]), el("div", el("h2", words.title), el("p", words.sentence)))
@@ -98,7 +98,8 @@ def mode_section(mode: Mode, units: Sequence[Unit], max_windows: int) -> Html:
     return el("section", *body, _details(mode, units), id=mode.value)
 
 
-def _checks(answers: Iterable[Answer]) -> Html:
+def checks_list(answers: Iterable[Answer]) -> Html:
+    """Return the questions with their answers, and the figures behind them."""
     items = []
     for a in answers:
         low = "" if a.advantage.low is None else f" [{number(a.advantage.low)}, {number(a.advantage.high)}]"

@@ -1,0 +1,6 @@
+"""The studies, one file each; the table below is all that `evaluate` knows of them."""
+
+from wam_video.evaluation.study import Study
+
+STUDIES: dict[str, Study] = {}
+"""Name -> study, in the order of the page."""
