@@ -173,7 +173,7 @@ class WindowDataset:
         """
         kept, missing = {}, []
         for name, dataset in self.config.datasets.items():
-            other = replace(dataset, split=split, drop_actions=0.0)
+            other = replace(dataset, split=split, episodes=1.0, drop_actions=0.0)
             try:
                 _open(self.config, name, other)
                 kept[name] = other
@@ -266,7 +266,7 @@ def _open(config: DataConfig, name: str, dataset: DatasetConfig) -> ShardSet:
         dataset.path,
         dataset.split,
         window,
-        drop_actions=dataset.drop_actions,
+        shares=(dataset.episodes, dataset.drop_actions),
         store=config.store,
         skip=config.skip,
         use_latents=config.use_latents,

@@ -1,9 +1,11 @@
 """What several datasets of one run have in common: bodies, how they were resized, statistics, one size."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from wam_video.data.manifest import SampleEntry
 from wam_video.data.normalize import Stats, compute_stats, load_stats
 from wam_video.data.schema import EmbodimentSpec
 from wam_video.data.shard_set import ShardSet
@@ -44,18 +46,36 @@ def merge_fit(sets: Sequence[ShardSet]) -> dict[str, str]:
 
 
 def merge_stats(sets: Sequence[ShardSet]) -> Stats:
-    """Return every embodiment's statistics; of one that several folders share, computed over all of them."""
-    folders: dict[str, list[ShardSet]] = {}
-    places = {Path(s.path).resolve() if s.store.is_local else s.path: s for s in sets}
-    for shards in places.values():
-        for name in shards.embodiments:
-            folders.setdefault(name, []).append(shards)
+    """Return every embodiment's statistics; of one that several folders share, computed over all of them.
+
+    What a run hides (`drop_actions`, `episodes`) does not count, unless nothing is left to count.
+    """
+    places: dict[Path | str, list[ShardSet]] = {}
+    for shards in sets:
+        places.setdefault(Path(shards.path).resolve() if shards.store.is_local else shards.path, []).append(shards)
+    folders: dict[str, list[list[ShardSet]]] = {}
+    for readers in places.values():
+        for name in readers[0].embodiments:
+            folders.setdefault(name, []).append(readers)
     stored = {s.path: load_stats(s.store) for s in sets}
-    shared = {name: group for name, group in folders.items() if len(group) > 1}
-    merged = {name: stored[group[0].path].get(name, {}) for name, group in folders.items() if name not in shared}
-    for name, group in shared.items():
-        merged[name] = compute_stats([s.store for s in group], embodiments=[name])[name]
+    merged: Stats = {}
+    for name, group in folders.items():
+        whole = all(any(s.shows_all_actions for s in readers) for readers in group)
+        found = {} if whole and len(group) == 1 else _count(name, group, whole=whole)
+        if not found and len(group) > 1:
+            found = _count(name, group, whole=True)
+        merged[name] = found or stored[group[0][0].path].get(name, {})
     return dict(sorted(merged.items()))
+
+
+def _count(name: str, group: Sequence[Sequence[ShardSet]], *, whole: bool) -> dict[str, Any]:
+    """Compute one embodiment's statistics over folders, each of which one or several datasets read."""
+    counts = [_seen_by([] if whole else readers) for readers in group]
+    return compute_stats([readers[0].store for readers in group], embodiments=[name], counts=counts)[name]
+
+
+def _seen_by(readers: Sequence[ShardSet]) -> Callable[[SampleEntry], bool]:
+    return lambda sample: not readers or any(s.shows_actions(sample) for s in readers)
 
 
 def check_sizes(sets: Sequence[ShardSet]) -> None:

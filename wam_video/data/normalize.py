@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from wam_video.data.manifest import load_manifest
+from wam_video.data.manifest import SampleEntry, load_manifest
 from wam_video.data.reader import read_sample, sample_arrays, sample_info
 from wam_video.data.store import Store, as_store
 from wam_video.errors import ConfigError, DataError, one_of
@@ -31,6 +31,7 @@ def compute_stats(
     folders: Path | str | Store | Sequence[Path | str | Store],
     split: str = "train",
     embodiments: Sequence[str] | None = None,
+    counts: Sequence[Callable[[SampleEntry], bool]] | None = None,
 ) -> Stats:
     """Compute per embodiment the statistics of one split of one or several folders of shards taken together.
 
@@ -38,18 +39,20 @@ def compute_stats(
         folders: Where the shards lie.
         split: Statistics for training come from `train` alone.
         embodiments: Only these; all by default.
+        counts: For each folder, which of its samples; all by default.
 
     Raises:
         DataError: As `reader.read_sample` does.
     """
     rows: dict[str, dict[str, list[np.ndarray]]] = {}
     several = isinstance(folders, Sequence) and not isinstance(folders, str)
-    for store in map(as_store, folders if several else [folders]):  # type: ignore[arg-type]
+    stores = [as_store(folder) for folder in (folders if several else [folders])]  # type: ignore[arg-type]
+    for store, counted in zip(stores, counts or [lambda sample: True] * len(stores), strict=True):
         manifest = load_manifest(store)
         for name in manifest.embodiments if embodiments is None else embodiments:
             rows.setdefault(name, {})
         for shard, sample in manifest.split(split):
-            if sample.embodiment not in rows:
+            if sample.embodiment not in rows or not counted(sample):
                 continue
             at = f"shard {store.where(shard.name)!r}, sample {sample.key!r}"
             members = read_sample(store, shard, sample)

@@ -20,8 +20,11 @@ class DatasetConfig:
     weight: float = 1.0
     """Share of the windows, relative to the other datasets' weights and whatever the sizes."""
     split: str = "train"
+    episodes: float = 1.0
+    """Share of the episodes that are read, by a hash of their names: 0.5 of a dataset is half of it in every run."""
     drop_actions: float = 0.0
-    """Share of the clips whose actions and state are hidden, as if they were plain video."""
+    """Share of those episodes whose actions and state are hidden, as if they were plain video; the statistics come from the
+    others. They are taken from the far end of the hash: `episodes: 0.5` reads just those that `drop_actions: 0.5` leaves visible."""
     window: dict[str, Any] = field(default_factory=dict)
     """Where this dataset's windows differ from `data.window`, e.g. `{num_future_frames: 8}`: it gets batches of its own."""
 
@@ -61,6 +64,8 @@ class DataConfig:
             if getattr(self, what) < low:
                 raise ConfigError(f"data.{what} is {getattr(self, what)}; it must be at least {low}")
         for name, dataset in self.datasets.items():
+            if not 0 < dataset.episodes <= 1:
+                raise ConfigError(f"data.datasets.{name}.episodes is {dataset.episodes}; allowed: above 0, up to 1")
             if not 0 <= dataset.drop_actions <= 1:
                 raise ConfigError(f"data.datasets.{name}.drop_actions is {dataset.drop_actions}; allowed: 0 to 1")
         if not 0 <= self.max_bad_share <= 1:

@@ -53,7 +53,7 @@ class ShardSet:
         split: str,
         window: WindowConfig,
         *,
-        drop_actions: float = 0.0,
+        shares: tuple[float, float] = (1.0, 0.0),
         store: StoreConfig | None = None,
         skip: Collection[str] = (),
         use_latents: bool = True,
@@ -65,7 +65,8 @@ class ShardSet:
             path: Folder of shards, or its address.
             split: `train` or `val`.
             window: What windows look like; without a size they get the stored one.
-            drop_actions: Share of the clips, by a hash of their keys, whose actions and state are hidden.
+            shares: Of the episodes, by a hash of their names, that are read; and, from the far end of the hash, of those whose
+                actions and state are hidden.
             store: How to read from an address.
             skip: `<name>/<key>` of samples that are never read.
             use_latents: Read the latents of a folder that holds them, not its pixels.
@@ -99,7 +100,8 @@ class ShardSet:
                 else f"dataset {name!r} ({path}) is empty"
             )
             raise DataError(f"{what} Convert it again, with other options if need be")
-        self._samples = manifest.split(split)
+        self._samples = tuple(pair for pair in manifest.split(split) if _hash01(pair[1].episode_id) < shares[0])
+        self._visible = shares[0] * (1 - shares[1])
         for _, sample in self._samples:
             if sample.embodiment not in self.embodiments:
                 raise DataError(
@@ -111,13 +113,13 @@ class ShardSet:
         self._bad: dict[int, SampleError] = {}
         numbers = {shard.name: number for number, shard in enumerate(manifest.shards)}
         self.shards = np.array([numbers[shard.name] for shard, _ in self._samples], np.int64)
-        self._hidden = np.array([_hash01(sample.key) < drop_actions for _, sample in self._samples])
+        self._hidden = np.array([not self.shows_actions(sample) for _, sample in self._samples], bool)
         self.counts = np.array([len(self.anchors(i)) for i in range(len(self._samples))], np.int64)
         self._ends = np.cumsum(self.counts)
         if not self.counts.sum():
             raise DataError(
-                f"dataset {name!r} ({path}), split {split!r}, holds no window: its {len(self._samples)} clips are too short "
-                f"for future_stride_s {window.future_stride_s}; choose a shorter one"
+                f"dataset {name!r} ({path}), split {split!r}, holds no window: it has {len(self._samples)} clips in a share of "
+                f"{shares[0]:g} of its episodes, too short for future_stride_s {window.future_stride_s}; take more, or a shorter one"
             )
 
     def __len__(self) -> int:
@@ -161,6 +163,15 @@ class ShardSet:
                 with because("arrays"):
                     latents[place] = decoded.latents[view][row]
         return latents
+
+    @property
+    def shows_all_actions(self) -> bool:
+        """Say whether all episodes of the folder are read with their actions."""
+        return self._visible >= 1
+
+    def shows_actions(self, sample: SampleEntry) -> bool:
+        """Say whether a sample of the folder is of the episodes whose actions are read."""
+        return _hash01(sample.episode_id) < self._visible
 
     @property
     def num_clips(self) -> int:
@@ -254,5 +265,5 @@ class ShardSet:
                 raise DataError(f"{at}: {name} is {found!r}, the manifest says {stated!r}; convert the dataset again")
 
 
-def _hash01(key: str) -> float:
-    return int.from_bytes(hashlib.sha256(f"drop:{key}".encode()).digest()[:8], "big") / 2**64
+def _hash01(episode: str) -> float:
+    return int.from_bytes(hashlib.sha256(f"share:{episode}".encode()).digest()[:8], "big") / 2**64
