@@ -1,6 +1,9 @@
 """The studies, one file each; the table below is all that `evaluate` knows of them."""
 
+from wam_video.evaluation.studies.following import Following
 from wam_video.evaluation.study import Study
 
-STUDIES: dict[str, Study] = {}
+STUDIES: dict[str, Study] = {
+    "following": Following(),
+}
 """Name -> study, in the order of the page."""
