@@ -71,6 +71,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="[NAME=]FILE",
         help="metrics.jsonl of a run, for its curve; repeatable",
     )
+    add(
+        "--episode-sums",
+        action="store_true",
+        help="also write episodes.json, from which `wam-video ablate` compares models episode by episode; one model only",
+    )
     _add_studies(result)
     return result
 
@@ -84,13 +89,20 @@ def _add_studies(result: argparse.ArgumentParser) -> None:
     add("--env-option", action="append", default=[], metavar="KEY=VALUE", help="of the simulator; repeatable")
     add("--study-episodes", type=int, default=8, metavar="N", help="to simulate or imagine (default 8)")
     add("--inverse-model", metavar="FOLDER", help="another checkpoint, which reads the actions out of generated video")
-    add("--weights", action="append", default=[], metavar="METRIC=FILE", help="TorchScript network of lpips or fvd")
+    add(
+        "--weights",
+        action="append",
+        default=[],
+        metavar="METRIC=FILE",
+        help="safetensors of the network of lpips or fvd",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate; return the exit code."""
     arguments = parser().parse_args(argv)
     setup_logging()
+    from wam_video.evaluation.by_episode import write_episodes
     from wam_video.evaluation.evaluate import (
         EvaluateConfig,
         evaluate,
@@ -100,6 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from wam_video.tensors import Mode
 
     models = parse_named("--model", arguments.model)
+    if arguments.episode_sums and len(models) > 1:
+        raise ConfigError(f"--episode-sums is of one model, {len(models)} are given; evaluate each one alone")
     config = EvaluateConfig(
         models=models,
         adapters=_adapters(arguments.adapter, models),
@@ -127,6 +141,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet_libraries()
     report = evaluate(config, command, show_progress("window"))
     metrics, page = write(report, arguments.output)
+    if arguments.episode_sums:
+        print(write_episodes(arguments.output, report.sums[next(iter(models))], report.document["data"]))
     print(f"{metrics}\n{page}")
     return DONE
 

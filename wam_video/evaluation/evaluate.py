@@ -14,6 +14,7 @@ import torch
 
 from wam_video import __version__
 from wam_video.errors import ConfigError, DataError, one_of
+from wam_video.evaluation.by_episode import EpisodeSums, sums_by_episode
 from wam_video.evaluation.intervals import BootstrapConfig
 from wam_video.evaluation.open_loop import Generated, OpenLoopConfig, Sampler, measure
 from wam_video.evaluation.report import Report
@@ -106,6 +107,7 @@ def evaluate(
     units: list[Unit] = []
     models: list[dict[str, Any]] = []
     studies: dict[str, list[tuple[str, Studied]]] = {}
+    sums: dict[str, list[EpisodeSums]] = {}
     facts: Mapping[str, Any] = {}
     for name, path in config.models.items():
         folder = loading.resolve(path)
@@ -115,7 +117,7 @@ def evaluate(
         pipe.to(config.device)
         data = open_windows(pipe.processor, config.data, config.split, config.num_windows)
         facts = facts or data.facts
-        found, seconds = _run_model(config, name, pipe, data, on_progress)
+        found, sums[name], seconds = _run_model(config, name, pipe, data, on_progress)
         units += found
         studied = _study_model(config, name, pipe, data)
         studies[name] = studied
@@ -136,7 +138,7 @@ def evaluate(
         "left_out": [{"metric": metric, "reason": reason} for metric, reason in LEFT_OUT],
         "timing": {"started": started.isoformat(timespec="seconds"), "seconds": round(time.monotonic() - clock, 3)},
     }
-    return Report(units=units, modes=config.modes, document=document, training=training, studies=studies)
+    return Report(units=units, modes=config.modes, document=document, training=training, studies=studies, sums=sums)
 
 
 def _study_model(config: EvaluateConfig, name: str, pipe: WAMPipeline, data: EvalData) -> list[tuple[str, Studied]]:
@@ -164,7 +166,7 @@ def _study_model(config: EvaluateConfig, name: str, pipe: WAMPipeline, data: Eva
 
 def _run_model(
     config: EvaluateConfig, name: str, pipe: WAMPipeline, data: EvalData, on_progress: Callable[[str, int, int], None]
-) -> tuple[list[Unit], float]:
+) -> tuple[list[Unit], list[EpisodeSums], float]:
     clock, done, total = time.monotonic(), 0, sum(len(g) for g in data.groups)
     sampler = pipeline_sampler(pipe, config.num_inference_steps)
     options = OpenLoopConfig(
@@ -174,7 +176,7 @@ def _run_model(
         seed=config.seed,
     )
     draws = BootstrapConfig(seed=config.seed)
-    units = []
+    units, sums = [], []
 
     def advance(count: int) -> None:
         nonlocal done
@@ -183,6 +185,7 @@ def _run_model(
 
     for group in data.groups:
         measured = measure(sampler, data.dataset.batch, group, options, advance)
+        sums.append(sums_by_episode(measured, group))
         title = name if len(data.groups) == 1 else f"{name}, {group.spec.name}"
         units.append(
             Unit(
@@ -194,7 +197,7 @@ def _run_model(
                 shown=measured.shown,
             )
         )
-    return units, time.monotonic() - clock
+    return units, sums, time.monotonic() - clock
 
 
 def _describe(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wam_video.errors import DataError
+from wam_video.evaluation.by_episode import EpisodeSums
 from wam_video.evaluation.markup import Html, el, join, table
 from wam_video.evaluation.sections import Unit, mode_section, overview
 from wam_video.evaluation.study_page import study_left_out, study_sections
@@ -34,6 +35,8 @@ class Report:
         default_factory=dict[str, Sequence[tuple[str, Studied]]]
     )
     """What the studies found, by the name of the model: (embodiment, study)."""
+    sums: Mapping[str, Sequence[EpisodeSums]] = field(default_factory=dict[str, Sequence[EpisodeSums]])
+    """What was added up over each episode, by the name of the model, one a body; not on the page."""
 
 
 def render(report: Report, max_windows: int = 6) -> str:
