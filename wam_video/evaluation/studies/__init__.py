@@ -1,8 +1,9 @@
 """The studies, one file each; the table below is all that `evaluate` knows of them."""
 
+from wam_video.evaluation.studies.consistency import Consistency
 from wam_video.evaluation.studies.fidelity import Fidelity
 from wam_video.evaluation.studies.following import Following
 from wam_video.evaluation.study import Study
 
-STUDIES: dict[str, Study] = {study.name: study for study in (Fidelity(), Following())}
+STUDIES: dict[str, Study] = {study.name: study for study in (Fidelity(), Following(), Consistency())}
 """Name -> study, in the order of the page."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from wam_video.evaluation.intervals import BootstrapConfig, estimate
 from wam_video.evaluation.open_loop import donors, window_seed
-from wam_video.evaluation.scores import Answer, Check, Row
+from wam_video.evaluation.scores import Check, Row
 from wam_video.evaluation.study import Findings, Subject, answer
 from wam_video.inference.checks import unanswered
 from wam_video.tensors import Batch, Mode
@@ -83,9 +83,9 @@ class Ledger:
         """Return the sums of all windows."""
         return torch.cat(self._sums[condition])
 
-    def row(self, figure: Figure, condition: str) -> None:
+    def row(self, figure: Figure, condition: str, shown_as: str | None = None) -> None:
         """Report a figure, or that it isn't defined."""
-        self._report(figure, condition, self.sums(condition), lambda sums: figure.score(sums)[..., None])
+        self._report(figure, shown_as or condition, self.sums(condition), lambda sums: figure.score(sums)[..., None])
 
     def rows(self, figures: Sequence[Figure], conditions: Sequence[str]) -> None:
         """Report every figure of every condition that was run."""
@@ -125,10 +125,6 @@ class Ledger:
     def leave_out(self, what: str, reason: str) -> None:
         """Name what could not be measured."""
         self.findings.left_out.append((what, reason))
-
-    def answers(self) -> list[Answer]:
-        """Return the answers so far."""
-        return self.findings.answers
 
     def _pair(self, figure: Figure, first: str, second: str) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         a, b = self.sums(first), self.sums(second)
