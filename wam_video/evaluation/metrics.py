@@ -9,6 +9,8 @@ video prediction literature); `psnr_moving` and `psnr_static` are the dB of the 
 because a frame may have hardly any moving pixel.
 """
 
+from collections.abc import Mapping
+
 import torch
 from einops import rearrange, reduce
 from jaxtyping import Bool, Float
@@ -38,7 +40,7 @@ VIDEO_SUMS = (
     "motion",
     "true_motion",
 )
-ACTION_SUMS = ("n", "absolute", "squared", "target", "target2")
+ACTION_SUMS = ("n", "absolute", "squared", "target", "target2", "predicted", "predicted2")
 
 
 def psnr(predicted: Float[Tensor, "*n c h w"], true: Float[Tensor, "*n c h w"]) -> Float[Tensor, "*n"]:
@@ -160,9 +162,9 @@ def action_sums(
         predicted: Actions in physical units.
         true: Recorded ones.
         mask: True where an action was recorded.
-        centre: Subtracted from the targets before they are squared, for precision alone; any value gives the same scores.
+        centre: Subtracted from both before they are squared, for precision alone; any value gives the same scores.
     """
-    y = true.double() - centre.double()
+    y, p = true.double() - centre.double(), predicted.double() - centre.double()
     error = predicted.double() - true.double()
     values = {
         "n": torch.ones_like(y),
@@ -170,6 +172,8 @@ def action_sums(
         "squared": error.square(),
         "target": y,
         "target2": y.square(),
+        "predicted": p,
+        "predicted2": p.square(),
     }
     stacked = torch.stack([values[name] for name in ACTION_SUMS], dim=1)
     return torch.where(mask[:, None], stacked, 0.0)
@@ -183,14 +187,14 @@ def action_scores(
     Over all: `nrmse`, the root of the mean squared error after each dimension is divided by its `scale`, and `r2`, which
     is 1 - (squared error) / (squared distance of the targets from their own mean), both added over dimensions after that
     division, i.e. the mean of the dimensions' R2 weighted by their variance in such units: metres and radians count
-    alike. Of each dimension: `mae` and `rmse` in physical units, `r2`. R2 is against the mean action of the very targets
+    alike; and `off_scale` (see there). Of each dimension: `mae` and `rmse` in physical units, `r2`. R2 is against the mean action of the very targets
     that are scored, not of the training set. NaN where nothing was counted or the targets don't vary.
 
     Args:
         sums: From `action_sums`, added over windows (and kept apart over steps, which are pooled here).
         scale: Standard deviation of each dimension in training; dimensions where it is 0 only count in `mae` and `rmse`.
     """
-    s = dict(zip(ACTION_SUMS, sums.double().sum(dim=-2).unbind(dim=-2), strict=True))
+    s: dict[str, Tensor] = dict(zip(ACTION_SUMS, sums.double().sum(dim=-2).unbind(dim=-2), strict=True))
     spread = (s["target2"] - s["target"].square() / s["n"]).clamp(min=0)
     spread = torch.where(spread > 1e-12 * s["target2"], spread, 0.0)
     varies = scale > 0
@@ -205,6 +209,7 @@ def action_scores(
     overall = {
         "nrmse": ratio(added(s["squared"]), torch.where(varies, s["n"], 0.0).sum(dim=-1)).sqrt(),
         "r2": 1 - ratio(added(s["squared"]), added(spread)),
+        "off_scale": off_scale(s, weight),
     }
     each = {
         "mae": ratio(s["absolute"], s["n"]),
@@ -212,3 +217,26 @@ def action_scores(
         "r2": 1 - ratio(s["squared"], spread),
     }
     return overall, each
+
+
+def off_scale(sums: Mapping[str, Float[Tensor, "*n da"]], weight: Float[Tensor, " da"]) -> Float[Tensor, "*n"]:
+    """Return how far actions are off in mean and scale, in standard deviations of training, root mean square over dimensions.
+
+    Neither samples from the right distribution nor its conditional mean are off: the former spread as the recorded actions do,
+    the latter as much of it as they correlate with. What spreads more than the first or less than the second is off by the
+    difference, and a shift counts in full. An exact answer in units that are k times too large is off by |k - 1| deviations.
+
+    Args:
+        sums: Quantities of `ACTION_SUMS`.
+        weight: 1 / variance in training; 0 for dimensions that don't count.
+    """
+    n, mean_y, mean_p = sums["n"], sums["target"] / sums["n"], sums["predicted"] / sums["n"]
+    deviation_y = (sums["target2"] / n - mean_y.square()).clamp(min=0).sqrt()
+    deviation_p = (sums["predicted2"] / n - mean_p.square()).clamp(min=0).sqrt()
+    product = (sums["predicted2"] + sums["target2"] - sums["squared"]) / (2 * n) - mean_p * mean_y
+    # The scale 1e-9 is below any action's precision: a constant answer correlates with nothing.
+    explained = torch.where(deviation_p > 1e-9 * deviation_y, product / deviation_p, 0.0)
+    too_wide, too_narrow = (deviation_p - deviation_y).clamp(min=0), (explained - deviation_p).clamp(min=0)
+    off = ((mean_p - mean_y).square() + too_wide.square() + too_narrow.square()) * weight
+    counts = ((weight > 0) & (n > 0)).sum(dim=-1)
+    return (torch.nan_to_num(off).sum(dim=-1) / torch.where(counts > 0, counts, torch.nan)).sqrt()

@@ -3,60 +3,43 @@
 Each run is the same thing: a batch of windows, altered or not, through one mode. "Shuffled actions" is a batch whose
 actions are another window's; "shuffled video" one whose future is. The noise is a function of the seed and the window
 alone, so batch size and order change nothing, and the runs that are compared start from the same noise.
+
+Whether a mode sees what it must not see is asked directly: everything that its row of the table leaves to it (`flow.modes`) is
+replaced by another window's, and its answer must stay the same to the bit.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from hashlib import sha256
 
 import torch
-from einops import rearrange
-from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from wam_video.data.schema import EmbodimentSpec
-from wam_video.evaluation.metrics import action_sums, video_sums
+from wam_video.evaluation.measured import CONTROL, BatchSums, Generated, Group, Key, Measured, Sampler, Shown
+from wam_video.evaluation.metrics import action_sums
+from wam_video.evaluation.open_loop_batch import MeasuredBatch
 from wam_video.flow.modes import MODES, Role
 from wam_video.tensors import Batch, Mode
 
-CONTROL = "control"
-"""Stands where a mode does, for predictions that no model made."""
+__all__ = [
+    "CONTROL",
+    "Generated",
+    "Group",
+    "Key",
+    "Measured",
+    "OpenLoopConfig",
+    "Sampler",
+    "Shown",
+    "donors",
+    "measure",
+]
 
-Key = tuple[str, str]
-"""(mode or `CONTROL`, condition)."""
+NUM_PROBED = 16
+"""Windows on which a mode is asked whether it sees what it must not see: one that does so does it everywhere."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Generated:
-    """What a mode made of a batch, on the CPU; None where it gives none."""
-
-    actions: Float[Tensor, "b ta da"] | None
-    """Physical units; as wide as the batch's actions, or wider."""
-    video: Float[Tensor, "b v f 3 h w"] | None
-    """Future frames in [0, 1]."""
-
-
-Sampler = Callable[[Mode, Batch, Sequence[int]], Generated]
-"""Runs a mode on what it may read of the batch, with one seed a window."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """The windows of one embodiment that are to be scored together."""
-
-    spec: EmbodimentSpec
-    indices: tuple[int, ...]
-    """Of the windows in the data set."""
-    episodes: tuple[str, ...]
-    action_mean: Float[Tensor, " da"]
-    """Of the training split."""
-    action_scale: Float[Tensor, " da"]
-    """Standard deviation in the training split; 0 for a dimension that never changed."""
-    previous_actions: Float[Tensor, "n da"] | None = None
-    """The action just before time 0 of each window; the mean action where the recording starts there."""
-
-    def __len__(self) -> int:
-        return len(self.indices)
+HIDDEN = "hidden_altered"
+"""Condition of those runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,36 +55,6 @@ class OpenLoopConfig:
     """Windows whose pixels and actions are kept for the page, evenly spread."""
 
 
-@dataclass(kw_only=True)
-class Shown:
-    """One window, kept whole."""
-
-    key: str
-    prompt: str
-    video: UInt8[Tensor, "v f h w 3"]
-    num_context_frames: int
-    frame_times: Float[Tensor, " f"]
-    actions: Float[Tensor, "ta da"]
-    action_mask: Bool[Tensor, "ta da"]
-    action_times: Float[Tensor, " ta"]
-    videos: dict[Key, UInt8[Tensor, "v f h w 3"]] = field(default_factory=dict)
-    """Generated future frames."""
-    chunks: dict[Key, Float[Tensor, "ta da"]] = field(default_factory=dict)
-    """Generated actions."""
-
-
-@dataclass(kw_only=True)
-class Measured:
-    """The sums of every run and control, window by window, in the order of the group."""
-
-    video: dict[Key, Float[Tensor, "n k f"]] = field(default_factory=dict)
-    actions: dict[Key, Float[Tensor, "n k ta da"]] = field(default_factory=dict)
-    frame_times: list[float] = field(default_factory=list)
-    """Seconds of the future frames."""
-    action_times: list[float] = field(default_factory=list)
-    shown: list[Shown] = field(default_factory=list)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """A mode on a batch that may have been altered with the help of another one."""
@@ -111,6 +64,8 @@ class Run:
     alter: Callable[[Batch, Batch, Group], Batch]
     """From the batch and its donors: other windows of the same embodiment, one each."""
     needs_donor: bool = False
+    must_not_matter: bool = False
+    """What is altered is hidden from the mode: the answer is compared to the bit, not scored."""
 
 
 def _same(batch: Batch, donor: Batch, group: Group) -> Batch:
@@ -135,6 +90,20 @@ def _donor_future(batch: Batch, donor: Batch, group: Group) -> Batch:
     )
 
 
+def _hidden(batch: Batch, donor: Batch, group: Group, *, mode: Mode) -> Batch:
+    """Replace whatever the mode is not given; what exists, the masks, stays as it is."""
+    spec, k = MODES[mode], batch.num_context_frames
+    video, actions = batch.video, batch.actions
+    if spec.actions is not Role.GIVEN:
+        actions = torch.where(batch.action_mask, donor.actions, actions)
+    if spec.video is not Role.GIVEN:
+        recorded = batch.frame_mask[:, :, None, k:, None, None]
+        video = torch.cat(
+            [video[:, :, :, :k], torch.where(recorded, donor.video[:, :, :, k:], video[:, :, :, k:])], dim=3
+        )
+    return replace(batch, video=video, actions=actions)
+
+
 RUNS: tuple[Run, ...] = (
     Run(mode=Mode.POLICY, condition="model", alter=_same),
     Run(mode=Mode.INVERSE, condition="model", alter=_same),
@@ -144,6 +113,10 @@ RUNS: tuple[Run, ...] = (
     Run(mode=Mode.FORWARD, condition="mean_actions", alter=_mean_actions),
     Run(mode=Mode.VIDEO, condition="model", alter=_same),
     Run(mode=Mode.JOINT, condition="model", alter=_same),
+    *(
+        Run(mode=mode, condition=HIDDEN, alter=partial(_hidden, mode=mode), needs_donor=True, must_not_matter=True)
+        for mode in Mode
+    ),
 )
 
 
@@ -153,6 +126,12 @@ def donors(episodes: Sequence[str]) -> list[int] | None:
     None for a single window. A rotation is a derangement in which each window also gives exactly once, so that shuffled
     inputs have the very same distribution as true ones.
     """
+    found = _donors(tuple(episodes))
+    return None if found is None else list(found)
+
+
+@lru_cache(maxsize=8)
+def _donors(episodes: tuple[str, ...]) -> tuple[int, ...] | None:
     n = len(episodes)
     if n < 2:
         return None
@@ -164,7 +143,7 @@ def donors(episodes: Sequence[str]) -> list[int] | None:
     result = [0] * n
     for place, i in enumerate(order):
         result[i] = order[(place + shift) % n]
-    return result
+    return tuple(result)
 
 
 def window_seed(seed: int, key: str) -> int:
@@ -188,29 +167,76 @@ def measure(
         config: What to run.
         on_batch: Called after each batch with its number of windows.
     """
+    parts = []
+    for number in range(num_batches(group, config)):
+        parts.append(measure_batch(sampler, fetch, group, config, number))
+        on_batch(len(parts[-1]))
+    return join_batches(parts, group)
+
+
+def num_batches(group: Group, config: OpenLoopConfig) -> int:
+    """Return into how many batches the windows of a group are cut."""
+    return -(-len(group) // config.batch_size)
+
+
+def measure_batch(
+    sampler: Sampler,
+    fetch: Callable[[Sequence[int]], Batch],
+    group: Group,
+    config: OpenLoopConfig,
+    number: int,
+) -> BatchSums:
+    """Run the modes over one batch of a group; no batch depends on those before it, nor on the process.
+
+    Args:
+        sampler: The model.
+        fetch: Returns recorded windows by index.
+        group: Windows of one embodiment.
+        config: What to run.
+        number: Which batch, below `num_batches`.
+    """
     partner = donors(group.episodes)
     modes = set(config.modes) - config.unanswered
-    runs = [r for r in RUNS if r.mode in modes and _possible(r, group, partner)]
-    measured, parts = Measured(), list[_Sums]()
-    shown = set(torch.linspace(0, len(group) - 1, min(config.num_shown, len(group))).round().int().tolist())
-    for start in range(0, len(group), config.batch_size):
-        places = range(start, min(start + config.batch_size, len(group)))
-        batch = fetch([group.indices[i] for i in places])
-        donor = fetch([group.indices[partner[i]] for i in places]) if partner else batch
-        part = _Part(batch, donor, group)
-        part.controls(None if group.previous_actions is None else group.previous_actions[list(places)])
-        seeds = [window_seed(config.seed, key) for key in batch.keys]
-        for run in runs:
-            part.add((run.mode.value, run.condition), sampler(run.mode, run.alter(batch, donor, group), seeds))
-        if Mode.JOINT in modes and Mode.INVERSE not in config.unanswered and group.spec.action_dim:
-            part.agreement(sampler, seeds)
-        measured.shown += [part.show(j) for j, i in enumerate(places) if i in shown]
-        parts.append(part.sums)  # the pixels of all windows might not fit; their sums do
-        on_batch(len(batch))
-        measured.frame_times = batch.frame_times[0, batch.num_context_frames :].tolist()
-        measured.action_times = batch.action_times[0].tolist()
-    measured.video = _join([p.video for p in parts])
-    measured.actions = _join([p.actions for p in parts])
+    places = range(number * config.batch_size, min((number + 1) * config.batch_size, len(group)))
+    batch = fetch([group.indices[i] for i in places])
+    donor = fetch([group.indices[partner[i]] for i in places]) if partner else batch
+    part = MeasuredBatch(batch, donor, group)
+    part.controls(None if group.previous_actions is None else group.previous_actions[list(places)])
+    seeds = [window_seed(config.seed, key) for key in batch.keys]
+    probed = min(len(places), NUM_PROBED - places.start)
+    for run in RUNS:
+        if run.mode not in modes or not _possible(run, group, partner) or (run.must_not_matter and probed < 1):
+            continue
+        key, made = (run.mode.value, run.condition), sampler(run.mode, run.alter(batch, donor, group), seeds)
+        if run.must_not_matter:
+            part.compare(key, made, probed)
+        else:
+            part.add(key, made)
+    if Mode.JOINT in modes and Mode.INVERSE not in config.unanswered and group.spec.action_dim:
+        part.agreement(sampler, seeds)
+    shown = torch.linspace(0, len(group) - 1, min(config.num_shown, len(group))).round().int().tolist()
+    part.sums.shown = [part.show(j) for j, i in enumerate(places) if i in shown]
+    part.sums.frame_times = batch.frame_times[0, batch.num_context_frames :].tolist()
+    part.sums.action_times = batch.action_times[0].tolist()
+    return part.sums
+
+
+def join_batches(parts: Sequence[BatchSums], group: Group) -> Measured:
+    """Return what was measured of all windows of a group.
+
+    Args:
+        parts: All its batches in their order.
+        group: The windows.
+    """
+    measured = Measured(
+        video=_join([p.video for p in parts]),
+        actions=_join([p.actions for p in parts]),
+        identical=_join([p.identical for p in parts]),
+        frame_times=parts[-1].frame_times,
+        action_times=parts[-1].action_times,
+        shown=[shown for p in parts for shown in p.shown],
+    )
+    partner = donors(group.episodes)
     if partner is not None and group.spec.action_dim:
         _add_shuffled_agreement(measured, parts, partner, group)
     return measured
@@ -222,98 +248,12 @@ def _possible(run: Run, group: Group, partner: list[int] | None) -> bool:
 
 
 def _join(parts: Sequence[dict[Key, Tensor]]) -> dict[Key, Tensor]:
-    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+    return {key: torch.cat([part[key] for part in parts if key in part]) for key in parts[0]}
 
 
-@dataclass(kw_only=True)
-class _Sums:
-    """What is kept of a batch."""
-
-    mask: Bool[Tensor, "b ta da"]
-    video: dict[Key, Tensor] = field(default_factory=dict)
-    actions: dict[Key, Tensor] = field(default_factory=dict)
-    imagined: Tensor | None = None
-    """Actions of `joint`."""
-    read_back: Tensor | None = None
-    """Actions that `inverse` reads out of the video of `joint`."""
-
-
-class _Part:
-    """One batch while it is measured."""
-
-    def __init__(self, batch: Batch, donor: Batch, group: Group) -> None:
-        self.batch, self.group, self.k = batch, group, batch.num_context_frames
-        self.width = group.spec.action_dim
-        frames = rearrange(batch.video, "b v c f h w -> b v f c h w").float() / 255
-        self.last, self.future = frames[:, :, self.k - 1], frames[:, :, self.k :]
-        self.frame_mask = batch.frame_mask[:, :, self.k :] & batch.frame_mask[:, :, self.k - 1 : self.k]
-        self.true, self.mask = batch.actions[..., : self.width], batch.action_mask[..., : self.width]
-        self.other, self.other_mask = donor.actions[..., : self.width], donor.action_mask[..., : self.width]
-        self.has_donor = donor is not batch
-        self.sums = _Sums(mask=self.mask)
-        self.generated: dict[Key, Generated] = {}
-
-    def controls(self, previous: Float[Tensor, "b da"] | None) -> None:
-        copied = self.last.unsqueeze(2).expand_as(self.future)
-        self.sums.video[CONTROL, "copy_last"] = video_sums(copied, self.future, self.last, self.frame_mask)
-        if not self.width:
-            return
-        mean = self.group.action_mean.to(self.true).expand_as(self.true)
-        self.sums.actions[CONTROL, "mean_action"] = self._errors(mean, self.true, self.mask)
-        if previous is not None:
-            held = previous.to(self.true)[:, None].expand_as(self.true)
-            self.sums.actions[CONTROL, "hold_last"] = self._errors(held, self.true, self.mask)
-
-    def add(self, key: Key, made: Generated) -> None:
-        self.generated[key] = made
-        if made.video is not None:
-            self.sums.video[key] = video_sums(made.video, self.future, self.last, self.frame_mask)
-        if made.actions is not None and self.width:
-            actions = made.actions[..., : self.width]
-            self.sums.actions[key] = self._errors(actions, self.true, self.mask)
-            if key[1] == "model" and self.has_donor:
-                self.sums.actions[key[0], "shuffled_targets"] = self._errors(actions, self.other, self.other_mask)
-
-    def agreement(self, sampler: Sampler, seeds: Sequence[int]) -> None:
-        """Read the actions back out of the imagined video with the inverse mode, and compare them with the imagined ones."""
-        made = self.generated[Mode.JOINT.value, "model"]
-        if made.video is None or made.actions is None:
-            return
-        frames = rearrange((made.video * 255).round().clamp(0, 255).to(torch.uint8), "b v f c h w -> b v c f h w")
-        video = torch.cat([self.batch.video[:, :, :, : self.k], frames], dim=3)
-        actions = sampler(Mode.INVERSE, replace(self.batch, video=video), seeds).actions
-        if actions is None:
-            return
-        imagined, read_back = made.actions[..., : self.width], actions[..., : self.width]
-        self.sums.imagined, self.sums.read_back = imagined, read_back
-        self.sums.actions[Mode.JOINT.value, "read_back"] = self._errors(read_back, imagined, self.mask)
-
-    def _errors(self, predicted: Tensor, true: Tensor, mask: Bool[Tensor, "b ta da"]) -> Tensor:
-        return action_sums(predicted, true, mask, self.group.action_mean)
-
-    def show(self, row: int) -> Shown:
-        """Keep one window of the batch whole."""
-        batch = self.batch
-        shown = Shown(
-            key=batch.keys[row],
-            prompt=batch.prompts[row],
-            video=rearrange(batch.video[row], "v c f h w -> v f h w c").clone(),
-            num_context_frames=self.k,
-            frame_times=batch.frame_times[row],
-            actions=self.true[row],
-            action_mask=self.mask[row],
-            action_times=batch.action_times[row],
-        )
-        for key, made in self.generated.items():
-            if made.video is not None:
-                pixels = (made.video[row] * 255).round().clamp(0, 255).to(torch.uint8)
-                shown.videos[key] = rearrange(pixels, "v f c h w -> v f h w c")
-            if made.actions is not None and self.width:
-                shown.chunks[key] = made.actions[row, :, : self.width].float()
-        return shown
-
-
-def _add_shuffled_agreement(measured: Measured, parts: Sequence[_Sums], partner: Sequence[int], group: Group) -> None:
+def _add_shuffled_agreement(
+    measured: Measured, parts: Sequence[BatchSums], partner: Sequence[int], group: Group
+) -> None:
     """The control of `read_back`: the actions read from one imagined video against those imagined with another."""
     pairs = [(p.read_back, p.imagined) for p in parts if p.read_back is not None and p.imagined is not None]
     if not pairs:

@@ -9,13 +9,17 @@ from torch import Tensor
 
 from wam_video.evaluation.intervals import BootstrapConfig, Estimate, estimate
 from wam_video.evaluation.metrics import action_scores, video_scores
-from wam_video.evaluation.open_loop import CONTROL, Group, Key, Measured
+from wam_video.evaluation.open_loop import CONTROL, HIDDEN, Group, Key, Measured
 from wam_video.tensors import Mode
 
 VIDEO_METRICS = ("psnr", "psnr_moving", "psnr_static", "ssim", "motion_ratio")
-UNITS = {"psnr": "dB", "psnr_moving": "dB", "psnr_static": "dB", "ssim": "", "motion_ratio": "", "nrmse": "", "r2": ""}
+UNITS = {"psnr": "dB", "psnr_moving": "dB", "psnr_static": "dB"}
 MIN_MOTION = 0.2
 """A generated video whose moving pixels change less than this share of what was recorded counts as frozen."""
+MAX_OFF_SCALE = 0.5
+"""Actions that are off in mean or scale by more standard deviations than this count as in other units (`metrics.off_scale`)."""
+IDENTICAL = "identical"
+"""Share of the windows whose answer stays the same to the bit when what its mode must not see is altered."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +55,7 @@ class Check:
     metric: str
     better: Key
     worse: Key | None
-    """None: the metric itself must reach `MIN_MOTION`."""
+    """None: the metric itself must reach `MIN_MOTION`, or stay below `MAX_OFF_SCALE`."""
     question: str
     flag: str
     """What to say if the answer is no."""
@@ -59,13 +63,13 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A check with what was measured: the advantage, above 0 where the answer is yes."""
+    """A check with what was measured: the advantage, above 0 where the answer is yes; of `IDENTICAL`, the share, which must be 1."""
 
     check: Check
     embodiment: str
     advantage: Estimate
     status: str
-    """`yes`; `no`, also where the interval holds 0; `unknown` with fewer than two episodes."""
+    """`yes`; `no`, also where the interval holds 0; `unknown` with fewer than two episodes, save for `IDENTICAL`."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the question and its answer, JSON-able."""
@@ -92,6 +96,13 @@ def _check(name: str, metric: str, better: Key, worse: Key | None, question: str
 _POLICY, _INVERSE, _JOINT = ("policy", "model"), ("inverse", "model"), ("joint", "model")
 _FORWARD, _VIDEO = ("forward", "model"), ("video", "model")
 _MEAN, _HOLD, _COPY = (CONTROL, "mean_action"), (CONTROL, "hold_last"), (CONTROL, "copy_last")
+
+
+def _blind(mode: str, what: str) -> Check:
+    return _check(f"{mode}_sees_no_{what}", IDENTICAL, (mode, "model"), (mode, HIDDEN),
+                  f"Is the answer the same, to the bit, whatever the {what} that it must not see?",
+                  f"{mode} sees the {what} that it must not see")  # fmt: skip
+
 
 CHECKS: tuple[Check, ...] = (
     _check("forward_uses_actions", "psnr_moving", _FORWARD, ("forward", "shuffled_actions"),
@@ -121,6 +132,11 @@ CHECKS: tuple[Check, ...] = (
     _check("joint_beats_mean", "nrmse", _JOINT, _MEAN,
            "Are its actions better than the average action?", "joint's actions are no better than the average action"),
     _check("joint_moves", "motion_ratio", _JOINT, None, "Does anything move?", "joint shows a frozen frame"),
+    *(_check(f"{mode}_fits_units", "off_scale", (mode, "model"), None, "Are the actions of the recorded mean and scale?",
+             f"{mode}'s actions are off in mean or scale, as with the statistics of another body")
+      for mode in ("policy", "inverse", "joint")),
+    *(_blind(mode, "future") for mode in ("policy", "forward", "video", "joint")),
+    _blind("inverse", "actions"),
 )  # fmt: skip
 
 
@@ -139,13 +155,30 @@ def score_rows(measured: Measured, group: Group, config: BootstrapConfig) -> lis
                 for column, e in zip(columns, found, strict=True)
                 if e.value is not None
             ]
+    for (mode, condition), same in measured.identical.items():
+        share = _share(same, group, config)
+        rows.append(
+            Row(embodiment=group.spec.name, mode=mode, condition=condition, metric=IDENTICAL, unit="", estimate=share)
+        )
     return rows
+
+
+def _share(same: Tensor, group: Group, config: BootstrapConfig) -> Estimate:
+    sums = torch.stack([same.double(), torch.ones(len(same), dtype=torch.float64)], dim=1)
+    (share,) = estimate(sums, group.episodes[: len(same)], lambda x: (x[..., 0] / x[..., 1])[..., None], config)
+    return share
 
 
 def answer_checks(measured: Measured, group: Group, modes: Sequence[Mode], config: BootstrapConfig) -> list[Answer]:
     """Answer the questions for which everything was run."""
     answers = []
     for check in CHECKS:
+        if check.metric == IDENTICAL:
+            if check.mode in modes and check.worse in measured.identical:
+                share = _share(measured.identical[check.worse], group, config)
+                status = "yes" if share.value == 1 else "no"  # nothing is left to chance
+                answers.append(Answer(check=check, embodiment=group.spec.name, advantage=share, status=status))
+            continue
         table = measured.video if check.metric in VIDEO_METRICS else measured.actions
         keys = [key for key in (check.better, check.worse) if key is not None]
         if check.mode not in modes or any(key not in table for key in keys):
@@ -179,12 +212,13 @@ def _advantage(check: Check, group: Group) -> Callable[[Tensor], Tensor]:
 
     axis = -3 if check.metric in VIDEO_METRICS else -4
     if check.worse is None:
-        return lambda sums: (score(sums.select(axis, 0)) - MIN_MOTION)[..., None]
+        least = MIN_MOTION if check.metric == "motion_ratio" else -MAX_OFF_SCALE
+        return lambda sums: (score(sums.select(axis, 0)) - least)[..., None]
     return lambda sums: (score(sums.select(axis, 0)) - score(sums.select(axis, 1)))[..., None]
 
 
 def _video_columns(measured: Measured) -> list[dict[str, Any]]:
-    whole = [{"metric": m, "unit": UNITS[m]} for m in VIDEO_METRICS]
+    whole = [{"metric": m, "unit": UNITS.get(m, "")} for m in VIDEO_METRICS]
     steps = [
         {"metric": m, "unit": UNITS[m], "time_s": t}
         for m in ("psnr", "psnr_moving")
@@ -204,7 +238,7 @@ def _action_columns(measured: Measured, group: Group) -> list[dict[str, Any]]:
     spec = group.spec
     names = spec.action_names or tuple(f"action {i}" for i in range(spec.action_dim))
     units = spec.action_units or ("",) * spec.action_dim
-    columns: list[dict[str, Any]] = [{"metric": m, "unit": UNITS[m]} for m in ("nrmse", "r2")]
+    columns: list[dict[str, Any]] = [{"metric": m, "unit": ""} for m in ("nrmse", "r2", "off_scale")]
     columns += [{"metric": "nrmse", "unit": "", "time_s": t} for t in _rounded(measured.action_times)]
     for metric in ("mae", "rmse", "r2"):
         columns += [
@@ -218,7 +252,7 @@ def _action_vector(group: Group) -> Callable[[Tensor], Tensor]:
     def vector(sums: Tensor) -> Tensor:
         overall, each = action_scores(sums, group.action_scale)
         steps, _ = action_scores(sums.movedim(-2, 0)[..., None, :], group.action_scale)
-        parts = [overall["nrmse"][..., None], overall["r2"][..., None], steps["nrmse"].movedim(0, -1)]
+        parts = [overall[m][..., None] for m in ("nrmse", "r2", "off_scale")] + [steps["nrmse"].movedim(0, -1)]
         return torch.cat([*parts, each["mae"], each["rmse"], each["r2"]], dim=-1)
 
     return vector

@@ -9,7 +9,7 @@ from wam_video.evaluation import clips
 from wam_video.evaluation.intervals import Estimate
 from wam_video.evaluation.markup import Html, el, join, table
 from wam_video.evaluation.open_loop import CONTROL, Key, Shown
-from wam_video.evaluation.scores import Answer, Row
+from wam_video.evaluation.scores import IDENTICAL, MAX_OFF_SCALE, MIN_MOTION, Answer, Row
 from wam_video.evaluation.svg import Axes, Bar, Series, bar_chart, legend, line_chart, noise_square, number
 from wam_video.evaluation.wording import CONDITIONS, METRICS, WORDS, Chart, Words
 from wam_video.flow.modes import MODES
@@ -104,8 +104,13 @@ def checks_list(answers: Iterable[Answer]) -> Html:
     for a in answers:
         low = "" if a.advantage.low is None else f" [{number(a.advantage.low)}, {number(a.advantage.high)}]"
         unit = " dB" if a.check.metric.startswith("psnr") else ""
-        if a.check.worse is None:
-            why = f"motion ratio {number((a.advantage.value or 0) + 0.2)}, at least 0.2 wanted"
+        value = a.advantage.value or 0.0
+        if a.check.metric == IDENTICAL:
+            why = f"{value:.0%} of the answers stayed the same, all of them wanted"
+        elif a.check.metric == "off_scale":
+            why = f"off by {number(MAX_OFF_SCALE - value)} standard deviations, at most {MAX_OFF_SCALE:g} wanted"
+        elif a.check.worse is None:
+            why = f"motion ratio {number(value + MIN_MOTION)}, at least {MIN_MOTION:g} wanted"
         else:
             why = f"advantage {number(a.advantage.value)}{unit}{low}"
         flag = el("strong", f" {a.check.flag[0].upper()}{a.check.flag[1:]}.") if a.status == "no" else None

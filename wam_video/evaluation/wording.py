@@ -185,6 +185,7 @@ CONDITIONS: dict[str, str] = {
     "shuffled_targets": "judged on another window",
     "read_back": "inverse of the imagined video",
     "read_back_shuffled": "inverse of another imagined video",
+    "hidden_altered": "what it must not see, altered",
     "mean_action": "control: average action",
     "hold_last": "control: last action again",
     "copy_last": "control: last frame again",
@@ -198,6 +199,8 @@ METRICS: dict[str, str] = {
     "motion_ratio": "motion ratio",
     "nrmse": "RMSE / training deviation",
     "r2": "R\u00b2",
+    "off_scale": "off in mean or scale / training deviation",
+    "identical": "share of identical answers",
     "mae": "mean absolute error",
     "rmse": "RMSE",
 }
@@ -216,11 +219,7 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
 )  # fmt: skip
 
 LEFT_OUT: tuple[tuple[str, str], ...] = (
-    (
-        "LPIPS",
-        "needs the weights of an image network (lpips: AlexNet or VGG), which this page's maker does not download",
-    ),
-    ("FVD", "needs the weights of a video network (I3D, Kinetics-400) and some thousand clips of 16 frames"),
+    ("LPIPS and FVD of single modes", "they are the study fidelity's, which needs their networks' weights"),
     ("FID", "needs the weights of Inception v3 and some thousand images"),
 )
 """Metrics that are not given, and why; never a number in their place."""

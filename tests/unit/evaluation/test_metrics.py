@@ -146,3 +146,31 @@ def test_the_centre_changes_no_score() -> None:
     a, _ = metrics.action_scores(metrics.action_sums(predicted, true, mask, torch.zeros(3)).sum(0), scale)
     b, _ = metrics.action_scores(metrics.action_sums(predicted, true, mask, true.mean((0, 1))).sum(0), scale)
     assert a["r2"].item() == pytest.approx(b["r2"].item(), abs=1e-9)
+
+
+@pytest.mark.parametrize(("factor", "shift"), [(3.0, 0.0), (0.25, 0.0), (1.0, -0.7), (-1.0, 0.0), (0.0, 0.0)])
+def test_actions_in_other_units_are_off_by_as_much(factor: float, shift: float, generator: torch.Generator) -> None:
+    true = torch.randn(40, 5, 2, generator=generator) * torch.tensor([1.0, 20.0])
+    mask, scale = torch.ones_like(true, dtype=torch.bool), torch.tensor([1.0, 20.0])
+    sums = metrics.action_sums(factor * true + shift * scale, true, mask, torch.zeros(2)).sum(0)
+    deviation = true.flatten(0, 1).std(0, unbiased=False) / scale
+    offset = (factor - 1) * true.flatten(0, 1).mean(0) / scale + shift
+    # A constant is not a matter of units, and the opposite spreads too much by nothing: its correlation is not positive.
+    spread = (factor - 1) * deviation if factor > 0 else 0 * deviation
+    expected = (spread.square() + offset.square()).mean().sqrt()
+    assert metrics.action_scores(sums, scale)[0]["off_scale"].item() == pytest.approx(
+        expected.item(), rel=1e-6, abs=1e-6
+    )
+
+
+def test_samples_of_the_right_distribution_and_its_conditional_mean_are_of_the_right_scale(
+    generator: torch.Generator,
+) -> None:
+    known, chance, other = (torch.randn(4000, 1, 3, generator=generator) for _ in range(3))
+    true, mask, scale = known + chance, torch.ones(4000, 1, 3, dtype=torch.bool), torch.full((3,), 2.0**0.5)
+    for right in (known + other, known, true):
+        sums = metrics.action_sums(right, true, mask, torch.zeros(3)).sum(0)
+        assert metrics.action_scores(sums, scale)[0]["off_scale"].item() < 0.03
+    for wrong in (3 * known, 0.3 * known, known + 1):
+        sums = metrics.action_sums(wrong, true, mask, torch.zeros(3)).sum(0)
+        assert metrics.action_scores(sums, scale)[0]["off_scale"].item() > 0.45

@@ -29,7 +29,9 @@ def test_a_model_that_knows_the_world_passes_the_checks_of_what_can_be_known() -
     statuses = _statuses("")
     for name in ("forward_uses_actions", "forward_beats_copy", "forward_moves", "inverse_uses_video",
                  "inverse_beats_policy", "policy_beats_mean", "policy_beats_hold", "policy_uses_observation",
-                 "joint_agrees", "joint_moves", "video_moves"):  # fmt: skip
+                 "joint_agrees", "joint_moves", "video_moves", "policy_fits_units", "inverse_fits_units",
+                 "policy_sees_no_future", "forward_sees_no_future", "video_sees_no_future", "joint_sees_no_future",
+                 "inverse_sees_no_actions"):  # fmt: skip
         assert statuses[name] == "yes", name
     assert statuses["joint_beats_mean"] == "no", "this world's actions can't be known from the past"
 
@@ -44,6 +46,10 @@ def test_a_model_that_knows_the_world_passes_the_checks_of_what_can_be_known() -
         ("frozen", "video_moves"),
         ("frozen", "forward_beats_copy"),
         ("joint_disagrees", "joint_agrees"),
+        ("leaks_future", "policy_sees_no_future"),
+        ("leaks_future", "video_sees_no_future"),
+        ("other_statistics", "policy_fits_units"),
+        ("other_statistics", "inverse_fits_units"),
     ],
 )
 def test_a_broken_model_is_caught(broken: str, caught: str) -> None:
@@ -51,7 +57,9 @@ def test_a_broken_model_is_caught(broken: str, caught: str) -> None:
 
 
 def test_one_episode_gives_no_verdict() -> None:
-    assert set(_statuses("", n=4).values()) == {"unknown"}
+    statuses = _statuses("", n=4)
+    assert {status for name, status in statuses.items() if "_sees_no_" not in name} == {"unknown"}
+    assert {status for name, status in statuses.items() if "_sees_no_" in name} == {"yes"}, "an equality is no estimate"
 
 
 def test_figures_of_the_right_model_are_what_they_must_be() -> None:
@@ -74,7 +82,8 @@ def test_batch_size_changes_nothing() -> None:
     group = toy_world.make_group(21)
     one = measure(toy_world.ToyModel(), toy_world.fetch, group, OpenLoopConfig(batch_size=1))
     many = measure(toy_world.ToyModel(), toy_world.fetch, group, OpenLoopConfig(batch_size=8))
-    for kind in ("video", "actions"):
+    assert all(same.shape == (16,) and bool(same.all()) for same in one.identical.values())
+    for kind in ("video", "actions", "identical"):
         a, b = getattr(one, kind), getattr(many, kind)
         assert a.keys() == b.keys()
         for key in a:

@@ -93,6 +93,12 @@ class ToyModel:
             actions = batch.actions
         if mode is Mode.POLICY:  # good, not perfect: the recorded actions are no function of what it sees
             actions = fetch(batch.indices.tolist()).actions + 0.7 * guess
+        if self.broken == "leaks_future" and mode in (Mode.POLICY, Mode.VIDEO):
+            actions = locate(batch.video[:, 0].movedim(2, 1)[:, CONTEXT - 1 :]).diff(dim=1)
+        if (
+            self.broken == "other_statistics" and mode is not Mode.VIDEO
+        ):  # of a body whose actions are larger and biased
+            actions = 2.5 * actions + 1.0 if mode is not Mode.FORWARD else ((actions - 1.0) / 2.5).round()
         moves = torch.zeros_like(actions) if self.broken == "frozen" else actions
         if self.broken == "joint_disagrees" and mode is Mode.JOINT:
             moves = torch.stack([self._noise(seed + 1) for seed in seeds])
