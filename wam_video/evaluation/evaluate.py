@@ -22,7 +22,7 @@ from wam_video.evaluation.scores import answer_checks, score_rows
 from wam_video.evaluation.sections import Unit
 from wam_video.evaluation.studies import STUDIES
 from wam_video.evaluation.study import StudyOptions, select
-from wam_video.evaluation.study_run import Studied, StudySettings, make_subject, run_studies
+from wam_video.evaluation.study_run import Studied, StudySettings, check_reader, make_subject, run_studies
 from wam_video.evaluation.windows import EvalData, open_windows
 from wam_video.evaluation.wording import LEFT_OUT
 from wam_video.inference import loading
@@ -147,10 +147,7 @@ def _study_model(config: EvaluateConfig, name: str, pipe: WAMPipeline, data: Eva
     if not chosen:
         return []
     options, sampler = config.study_options, pipeline_sampler(pipe, config.num_inference_steps)
-    inverse = None
-    if options.inverse_model is not None:
-        reader = WAMPipeline.from_pretrained(loading.resolve(options.inverse_model)).to(config.device)
-        inverse = pipeline_sampler(reader)
+    reader = _separate_reader(config, name, pipe)
     settings = StudySettings(
         seed=config.seed,
         batch_size=config.batch_size,
@@ -159,9 +156,25 @@ def _study_model(config: EvaluateConfig, name: str, pipe: WAMPipeline, data: Eva
     )
     found = []
     for group in data.groups:
+        knows = reader is not None and group.spec.name in {
+            spec["name"] for spec in reader.processor.config["embodiments"]
+        }
+        inverse = pipeline_sampler(reader) if reader is not None and knows else None
         subject = make_subject(name, pipe, sampler, data, group, options=options, inverse=inverse, settings=settings)
         found += [(group.spec.name, studied) for studied in run_studies(chosen, subject)]
     return found
+
+
+def _separate_reader(config: EvaluateConfig, name: str, pipe: WAMPipeline) -> WAMPipeline | None:
+    """Return the inverse model, unless it is the scored one: a model that reads its own video may collude with itself."""
+    if config.study_options.inverse_model is None:
+        return None
+    folder, own = (loading.resolve(path) for path in (config.study_options.inverse_model, config.models[name]))
+    if loading.model_hash(folder) == loading.model_hash(own):
+        return None
+    reader = WAMPipeline.from_pretrained(folder).to(config.device)
+    check_reader(name, pipe.processor, reader.processor)
+    return reader
 
 
 def _run_model(

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from wam_video.data.processor import WAMProcessor
 from wam_video.data.simulation import Environment, open_environment
 from wam_video.errors import ConfigError
 from wam_video.evaluation.intervals import BootstrapConfig
@@ -13,6 +14,18 @@ from wam_video.evaluation.open_loop import Group, Sampler
 from wam_video.evaluation.study import Findings, Study, StudyOptions, Subject
 from wam_video.evaluation.windows import EvalData
 from wam_video.inference.pipeline import WAMPipeline
+
+_SHARED = (
+    "num_context_frames",
+    "num_future_frames",
+    "context_stride_s",
+    "future_stride_s",
+    "action_horizon",
+    "max_views",
+    "height",
+    "width",
+)
+"""Of the windows of a model and of the one that reads the actions out of its video."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +83,23 @@ def make_subject(
         inverse=inverse,
         open_environment=_opener(options, pipe, group),
     )
+
+
+def check_reader(name: str, model: WAMProcessor, reader: WAMProcessor) -> None:
+    """Check that an inverse model reads windows like those that the scored model makes.
+
+    Raises:
+        ConfigError: Their frames lie at other times or are of another size, or their chunks of actions are not as long.
+    """
+    differences = [
+        f"{field} {getattr(reader.window, field)} (model {name!r}: {getattr(model.window, field)})"
+        for field in _SHARED
+        if getattr(reader.window, field) != getattr(model.window, field)
+    ]
+    if differences:
+        raise ConfigError(
+            f"--inverse-model reads windows with {', '.join(differences)}; give one that was trained on windows of the same shape"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

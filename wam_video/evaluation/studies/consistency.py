@@ -22,7 +22,9 @@ from wam_video.tensors import Batch, Mode
 _NAME = "consistency"
 _MODES = (Mode.FORWARD, Mode.JOINT, Mode.VIDEO)
 _OWN, _OTHER = "own_", "_shuffled"
-_NO_READER = "needs --inverse-model FOLDER: another checkpoint than the one that is scored, with the same windows"
+_NO_READER = (
+    "needs --inverse-model FOLDER: another checkpoint than the one that is scored, of the same body and windows"
+)
 _ASKS = {
     Mode.FORWARD: (
         "Can a stranger read the given actions out of the predicted video?",
