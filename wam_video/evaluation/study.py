@@ -35,7 +35,7 @@ class StudyOptions:
     inverse_model: str | None = None
     """Checkpoint that reads actions out of pictures and is not the one that is scored."""
     weights: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Metric (`lpips`, `fvd`) -> TorchScript file of its network."""
+    """Metric (`lpips`, `fvd`) -> safetensors file of its network; nothing that could run code is loaded."""
 
     def __post_init__(self) -> None:
         if self.episodes < 1:
