@@ -12,6 +12,7 @@ from einops import rearrange
 from wam_video.data.schema import EmbodimentSpec
 from wam_video.data.simulation import Environment
 from wam_video.errors import ConfigError, one_of
+from wam_video.evaluation.moments import Moment, batch_of, look_ahead, look_back
 from wam_video.evaluation.rollout import Plan, Row
 from wam_video.inference.inputs import horizon
 from wam_video.inference.pipeline import WAMPipeline
@@ -88,11 +89,10 @@ class ModelAgent:
     def __init__(self, name: str, pipe: WAMPipeline, spec: EmbodimentSpec, options: ModelOptions) -> None:
         self.name, self.pipe, self.options = name, pipe, options
         pipe.set_progress_bar_config(disable=True)
-        self.spec = _check_body(pipe, spec)
+        self.spec = check_body(pipe, spec)
         self.window = pipe.processor.window
         self.horizon = horizon(self.window, self.spec.name)
-        past = np.arange(self.window.num_context_frames)[::-1] * self.window.context_stride_s
-        self.looks_back = tuple(round(t * self.spec.action_rate) for t in past)
+        self.looks_back = look_back(self.window, self.spec)
         self.calls: list[tuple[int, float]] = []
         """Rows and seconds of each decision."""
 
@@ -148,46 +148,23 @@ class ModelAgent:
         frames = rearrange(
             (torch.as_tensor(out.video)[:, 0].float().cpu() * 255).round().to(torch.uint8), "b f c h w -> b f h w c"
         ).numpy()
-        times = self.window.frame_times()[self.window.num_context_frames :]
         for place, i in enumerate(filmed):
-            ahead = {round(t * self.spec.action_rate): frames[place, f] for f, t in enumerate(times)}
+            ahead = {step: frames[place, f] for f, step in enumerate(look_ahead(self.window, self.spec))}
             plans[i] = replace(plans[i], imagined=ahead)
 
     def _batch(self, rows: Sequence[Row], prefix: int) -> Batch:
-        """Put what each row sees into windows like those of recorded data: missing frames are masked, not made up."""
-        window, spec, b = self.window, self.spec, len(rows)
-        views = spec.views[: window.max_views]
-        h, w, _ = rows[0].history[rows[0].step][views[0]].shape
-        video = np.zeros((b, len(views), window.num_frames, h, w, 3), np.uint8)
-        frame_mask = np.zeros(video.shape[:3], bool)
-        actions = np.zeros((b, window.action_horizon, max(spec.action_dim, 1)), np.float32)
-        known = np.zeros(actions.shape, bool)
-        state = np.zeros((b, spec.state_dim), np.float32)
-        for i, row in enumerate(rows):
-            for place, back in enumerate(self.looks_back):
-                if (seen := row.history.get(row.step - back)) is not None:
-                    video[i, :, place] = [seen[view] for view in views]
-                    frame_mask[i, :, place] = True
-            ahead = [row.committed.get(row.step + step) for step in range(prefix)]
-            if prefix and all(action is not None for action in ahead):
-                actions[i, :prefix] = ahead
-                known[i, :prefix] = True
-            state[i] = row.environment.state()
-        return Batch(
-            video=torch.from_numpy(rearrange(video, "b v f h w c -> b v c f h w").copy()),
-            frame_mask=torch.from_numpy(frame_mask),
-            frame_times=torch.from_numpy(window.frame_times()).float().expand(b, -1),
-            num_context_frames=window.num_context_frames,
-            actions=torch.from_numpy(actions),
-            action_mask=torch.from_numpy(known),
-            action_times=torch.from_numpy(window.action_times(spec.action_rate)).float().expand(b, -1),
-            state=torch.from_numpy(state),
-            state_mask=torch.ones(b, spec.state_dim, dtype=torch.bool),
-            prompts=tuple(row.environment.prompt for row in rows),
-            embodiments=(spec.name,) * b,
-            datasets=("rollout",) * b,
-            keys=tuple(f"{row.job.task}-{row.job.index}@{row.step}" for row in rows),
-            indices=torch.arange(b),
+        """Put what each row sees into windows, with the first `prefix` actions where they are decided already."""
+        return batch_of([self._moment(row, prefix) for row in rows], self.window, self.spec, "rollout")
+
+    def _moment(self, row: Row, prefix: int) -> Moment:
+        ahead = [row.committed.get(row.step + step) for step in range(prefix)]
+        decided = [action for action in ahead if action is not None]
+        return Moment(
+            pictures={row.step - step: frames for step, frames in row.history.items()},
+            state=row.environment.state(),
+            prompt=row.environment.prompt,
+            key=f"{row.job.task}-{row.job.index}@{row.step}",
+            actions=np.stack(decided) if prefix and len(decided) == prefix else None,
         )
 
 
@@ -197,7 +174,7 @@ def _noise_seed(row: Row) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _check_body(pipe: WAMPipeline, spec: EmbodimentSpec) -> EmbodimentSpec:
+def check_body(pipe: WAMPipeline, spec: EmbodimentSpec) -> EmbodimentSpec:
     """Return what the checkpoint knows of the environment's body."""
     known = pipe.processor.spec(spec.name)  # raises, and lists what it knows
     differences = [
