@@ -3,7 +3,8 @@
 from wam_video.evaluation.studies.consistency import Consistency
 from wam_video.evaluation.studies.fidelity import Fidelity
 from wam_video.evaluation.studies.following import Following
+from wam_video.evaluation.studies.smoothness import Smoothness
 from wam_video.evaluation.study import Study
 
-STUDIES: dict[str, Study] = {study.name: study for study in (Fidelity(), Following(), Consistency())}
+STUDIES: dict[str, Study] = {study.name: study for study in (Fidelity(), Following(), Consistency(), Smoothness())}
 """Name -> study, in the order of the page."""
