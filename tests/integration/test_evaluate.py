@@ -1,8 +1,10 @@
 """`wam-video evaluate` from shards and a checkpoint folder to the page, and what it says of wrong requests."""
 
 import json
+import os
 import re
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,6 +72,10 @@ def _run(*arguments: object) -> int:
     return run(command.main, [str(a) for a in arguments])
 
 
+def _die(group: int, number: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_every_mode_is_scored_and_the_page_stands_alone(shards: Path, model: Path, tmp_path: Path) -> None:
     log = tmp_path / "metrics.jsonl"
     log.write_text("".join(json.dumps({"step": i, "loss": 1 / (i + 1)}) + "\n" for i in range(50)))
@@ -119,6 +125,45 @@ def test_two_runs_differ_in_their_times_alone(shards: Path, model: Path, tmp_pat
     assert documents[0] == documents[1]
 
 
+def _timeless(out: Path) -> dict[str, object]:
+    document = json.loads((out / "metrics.json").read_text())
+    for entry in (document, *document["models"]):
+        entry.pop("timing")
+    return document
+
+
+def test_the_number_of_processes_changes_times_alone(
+    shards: Path, model: Path, tmp_path: Path, foreign_words: Callable[[], list[str]]
+) -> None:
+    options = ("--model", model, "--data", shards, "--windows", 5, "--steps", 1, "--batch-size", 2)
+    found, pages = [], []
+    for count in (1, 2):
+        out = tmp_path / "out"
+        assert _run(*options, "--output", out, "--processes", count) == 0
+        assert json.loads((out / "metrics.json").read_text())["timing"]["processes"] == count
+        found.append(_timeless(out))
+        pages.append(re.findall(r"base64,([^\"]+)", (out / "report.html").read_text()))
+    assert found[0] == found[1]
+    assert pages[0] == pages[1], "the windows shown are the same, to the pixel"
+    assert foreign_words() == []
+
+
+def test_a_dead_process_is_one_line_and_the_work_has_failed(
+    shards: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wam_video.evaluation import processes
+
+    monkeypatch.setattr(processes, "_measure", _die)
+    out = tmp_path / "out"
+    code = _run(
+        "--model", model, "--data", shards, "--output", out, "--windows", 4, "--batch-size", 2, "--processes", 2
+    )
+    assert code == 1
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if "INFO" not in x]
+    assert line.startswith("error: one of 2 evaluating processes died")
+    assert not out.exists()
+
+
 def test_batch_size_changes_no_figure(shards: Path, model: Path, tmp_path: Path) -> None:
     rows = []
     for size in (1, 5):
@@ -157,6 +202,7 @@ def test_the_mean_action_is_that_of_training(shards: Path) -> None:
         (["--device", "tpu9"], "device is 'tpu9'"),
         (["--training-log", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--batch-size", "0"], "batch size is 0"),
+        (["--processes", "0"], "--processes is 0"),
         (["--windows", "-4"], "windows is -4"),
         (["--steps", "-1"], "num_inference_steps is -1"),
         (["--modes", ","], "--modes is ',', which names no mode"),

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from wam_video.cli.command import DONE, quiet_libraries, run
+from wam_video.cli.command import DONE, FAILED, quiet_libraries, run
 from wam_video.cli.options import check_output, parse_named, parse_options, show_progress, torch_device
 from wam_video.errors import ConfigError
 from wam_video.log import setup_logging
@@ -63,6 +63,14 @@ def parser() -> argparse.ArgumentParser:
         help="episodes to score on: val, or train for an overfitting test (default val)",
     )
     add("--batch-size", type=int, default=16, metavar="N", help="moments at once; changes no figure (default 16)")
+    add(
+        "--processes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="share the moments out over so many; changes no figure. Each has as many threads as one would have: on a CPU set "
+        "OMP_NUM_THREADS (default 1)",
+    )
     add("--device", metavar="DEVICE", help="cpu, cuda, ... (default: cuda where there is one)")
     add(
         "--training-log",
@@ -107,6 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         EvaluateConfig,
         evaluate,
     )  # torch and diffusers: not before --help has answered
+    from wam_video.evaluation.processes import WorkerDiedError
     from wam_video.evaluation.report import write
     from wam_video.evaluation.study import StudyOptions
     from wam_video.tensors import Mode
@@ -124,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         num_inference_steps=arguments.steps,
         seed=arguments.seed,
         batch_size=arguments.batch_size,
+        processes=arguments.processes,
         device=torch_device(arguments.device),
         training_logs=parse_named("--training-log", arguments.training_log),
         studies=tuple(name for value in arguments.studies for name in value.split(",") if name),
@@ -136,15 +146,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         ),
     )
     check_output(arguments.output)
-    given = sys.argv[1:] if argv is None else list(argv)
-    command = shlex.join(["wam-video", "evaluate", *(given[1:] if given[:1] == ["evaluate"] else given)])
     quiet_libraries()
-    report = evaluate(config, command, show_progress("window"))
+    try:
+        report = evaluate(config, _command(sys.argv[1:] if argv is None else argv), show_progress("window"))
+    except WorkerDiedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
     metrics, page = write(report, arguments.output)
     if arguments.episode_sums:
         print(write_episodes(arguments.output, report.sums[next(iter(models))], report.document["data"]))
     print(f"{metrics}\n{page}")
     return DONE
+
+
+def _command(given: Sequence[str]) -> str:
+    """Return the command for the record, without the number of processes: that is of the times, not of the figures."""
+    words, kept = list(given[1:] if given[:1] == ["evaluate"] else given), []
+    while words:
+        word = words.pop(0)
+        if word == "--processes":
+            words = words[1:]
+        elif not word.startswith("--processes="):
+            kept.append(word)
+    return shlex.join(["wam-video", "evaluate", *kept])
 
 
 def _adapters(values: Sequence[str], models: Mapping[str, str]) -> dict[str, str]:

@@ -5,7 +5,6 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,76 +12,25 @@ from typing import Any
 import torch
 
 from wam_video import __version__
-from wam_video.errors import ConfigError, DataError, one_of
+from wam_video.errors import DataError
 from wam_video.evaluation.by_episode import EpisodeSums, sums_by_episode
 from wam_video.evaluation.intervals import BootstrapConfig
-from wam_video.evaluation.open_loop import Generated, OpenLoopConfig, Sampler, measure
+from wam_video.evaluation.opened import EvaluateConfig, Opened, open_model, pipeline_sampler
+from wam_video.evaluation.processes import measure_groups
 from wam_video.evaluation.report import Report
 from wam_video.evaluation.scores import answer_checks, score_rows
 from wam_video.evaluation.sections import Unit
 from wam_video.evaluation.studies import STUDIES
-from wam_video.evaluation.study import StudyOptions, select
+from wam_video.evaluation.study import select
 from wam_video.evaluation.study_run import Studied, StudySettings, check_reader, make_subject, run_studies
-from wam_video.evaluation.windows import EvalData, open_windows
+from wam_video.evaluation.windows import EvalData
 from wam_video.evaluation.wording import LEFT_OUT
 from wam_video.inference import loading
 from wam_video.inference.checks import unanswered
 from wam_video.inference.pipeline import WAMPipeline
-from wam_video.tensors import Batch, Mode
 
 SCHEMA_VERSION = 1
 """Of `metrics.json`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """What is evaluated, and how."""
-
-    models: dict[str, str]
-    """Name on the page -> checkpoint folder; shown side by side."""
-    adapters: dict[str, str] = field(default_factory=dict)
-    """Name on the page -> folder of the adapter that is put into that model."""
-    data: str
-    """Folder of shards."""
-    modes: tuple[Mode, ...] = tuple(Mode)
-    split: str = "val"
-    num_windows: int = 128
-    num_inference_steps: int | None = None
-    """None: each checkpoint's own."""
-    seed: int = 0
-    batch_size: int = 16
-    device: str = "cpu"
-    training_logs: dict[str, str] = field(default_factory=dict)
-    """Name -> `metrics.jsonl` of a run."""
-    studies: tuple[str, ...] = ()
-    """Names of `studies.STUDIES`, or `all`."""
-    study_options: StudyOptions = field(default_factory=StudyOptions)
-
-    def __post_init__(self) -> None:
-        if not self.models or not self.modes:
-            raise ConfigError("there is nothing to evaluate; give at least one model and one mode")
-        for name in self.adapters:
-            if name not in self.models:
-                raise ConfigError(one_of("model of an adapter", name, self.models))
-        for name in self.studies:
-            if name not in (*STUDIES, "all"):
-                raise ConfigError(one_of("--studies", name, (*STUDIES, "all")))
-        if self.batch_size < 1:
-            raise ConfigError(f"batch size is {self.batch_size}; allowed: 1 or more")
-
-
-def pipeline_sampler(pipe: WAMPipeline, num_inference_steps: int | None = None) -> Sampler:
-    """Return the pipeline as a sampler of recorded windows."""
-    pipe.set_progress_bar_config(disable=True)
-
-    def sample(mode: Mode, batch: Batch, seeds: Sequence[int]) -> Generated:
-        made = pipe.predict(
-            batch, mode.value, num_inference_steps=num_inference_steps, generator=list(seeds), output_type="pt"
-        )
-        actions, video = (None if x is None else torch.as_tensor(x) for x in (made.actions, made.video))
-        return Generated(actions=actions, video=video)
-
-    return sample
 
 
 def evaluate(
@@ -101,6 +49,7 @@ def evaluate(
         ConfigError: The request doesn't fit a model.
         CheckpointError: A model can't be loaded.
         DataError: The data or a training log can't be read.
+        WorkerDiedError: One of the processes died.
     """
     started, clock = datetime.now(UTC), time.monotonic()
     training = {name: read_log(path) for name, path in config.training_logs.items()}
@@ -109,20 +58,15 @@ def evaluate(
     studies: dict[str, list[tuple[str, Studied]]] = {}
     sums: dict[str, list[EpisodeSums]] = {}
     facts: Mapping[str, Any] = {}
-    for name, path in config.models.items():
-        folder = loading.resolve(path)
-        pipe = WAMPipeline.from_pretrained(folder)
-        if name in config.adapters:
-            pipe.load_adapter(config.adapters[name])
-        pipe.to(config.device)
-        data = open_windows(pipe.processor, config.data, config.split, config.num_windows)
-        facts = facts or data.facts
-        found, sums[name], seconds = _run_model(config, name, pipe, data, on_progress)
+    for name in config.models:
+        opened = open_model(config, name)
+        facts = facts or opened.data.facts
+        found, sums[name], seconds = _run_model(config, name, opened, on_progress)
         units += found
-        studied = _study_model(config, name, pipe, data)
+        studied = _study_model(config, name, opened.pipe, opened.data)
         studies[name] = studied
         models.append(
-            _describe(name, folder, pipe, config, found, data)
+            _describe(name, config, opened, found)
             | {"studies": [{"embodiment": body} | s.to_dict() for body, s in studied]}
             | {"timing": {"seconds": round(seconds, 3)}}
         )
@@ -136,7 +80,11 @@ def evaluate(
         "environment": environment(config.device),
         "models": models,
         "left_out": [{"metric": metric, "reason": reason} for metric, reason in LEFT_OUT],
-        "timing": {"started": started.isoformat(timespec="seconds"), "seconds": round(time.monotonic() - clock, 3)},
+        "timing": {
+            "started": started.isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - clock, 3),
+            "processes": config.processes,
+        },
     }
     return Report(units=units, modes=config.modes, document=document, training=training, studies=studies, sums=sums)
 
@@ -178,16 +126,10 @@ def _separate_reader(config: EvaluateConfig, name: str, pipe: WAMPipeline) -> WA
 
 
 def _run_model(
-    config: EvaluateConfig, name: str, pipe: WAMPipeline, data: EvalData, on_progress: Callable[[str, int, int], None]
+    config: EvaluateConfig, name: str, opened: Opened, on_progress: Callable[[str, int, int], None]
 ) -> tuple[list[Unit], list[EpisodeSums], float]:
+    data = opened.data
     clock, done, total = time.monotonic(), 0, sum(len(g) for g in data.groups)
-    sampler = pipeline_sampler(pipe, config.num_inference_steps)
-    options = OpenLoopConfig(
-        modes=config.modes,
-        unanswered=unanswered(pipe.transformer.attention),
-        batch_size=config.batch_size,
-        seed=config.seed,
-    )
     draws = BootstrapConfig(seed=config.seed)
     units, sums = [], []
 
@@ -196,8 +138,7 @@ def _run_model(
         done += count
         on_progress(name, done, total)
 
-    for group in data.groups:
-        measured = measure(sampler, data.dataset.batch, group, options, advance)
+    for group, measured in zip(data.groups, measure_groups(config, name, opened, advance), strict=True):
         sums.append(sums_by_episode(measured, group))
         title = name if len(data.groups) == 1 else f"{name}, {group.spec.name}"
         units.append(
@@ -213,9 +154,8 @@ def _run_model(
     return units, sums, time.monotonic() - clock
 
 
-def _describe(
-    name: str, folder: Path, pipe: WAMPipeline, config: EvaluateConfig, units: Sequence[Unit], data: EvalData
-) -> dict[str, Any]:
+def _describe(name: str, config: EvaluateConfig, opened: Opened, units: Sequence[Unit]) -> dict[str, Any]:
+    folder, pipe, data = opened.folder, opened.pipe, opened.data
     answers = [a for unit in units for a in unit.answers]
     path = pipe.scheduler.path(config.num_inference_steps)
     adapter = config.adapters.get(name)
