@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from wam_video.data.processor import WAMProcessor
     from wam_video.flow.scheduler import WAMScheduler
+    from wam_video.inference.diffusion_policy import DiffusionPolicyPipeline
     from wam_video.inference.outputs import WAMOutput
     from wam_video.inference.pipeline import WAMPipeline
+    from wam_video.models.diffusion_policy import DiffusionPolicyTransformer
     from wam_video.models.transformer import WAMTransformer
     from wam_video.models.video_codec import PixelCodec
     from wam_video.tensors import Batch, Mode, Prediction
@@ -20,6 +22,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Batch",
+    "DiffusionPolicyPipeline",
+    "DiffusionPolicyTransformer",
     "Mode",
     "PixelCodec",
     "Prediction",
@@ -33,6 +37,8 @@ __all__ = [
 
 _PUBLIC = {
     "Batch": "wam_video.tensors",
+    "DiffusionPolicyPipeline": "wam_video.inference.diffusion_policy",
+    "DiffusionPolicyTransformer": "wam_video.models.diffusion_policy",
     "Mode": "wam_video.tensors",
     "PixelCodec": "wam_video.models.video_codec",
     "Prediction": "wam_video.tensors",

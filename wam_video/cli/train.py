@@ -63,12 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _show(config: "TrainConfig") -> int:
     from wam_video.training.adapters import add_adapter
-    from wam_video.training.build import build_on_meta
+    from wam_video.training.baseline import network_on_meta
     from wam_video.training.feed import find_embodiments
     from wam_video.training.optim import describe_parts, lr_scales
 
     embodiments, note = find_embodiments(config.data)
-    network = build_on_meta(config, embodiments)
+    network = network_on_meta(config, embodiments)
     count = sum(p.numel() for p in network.parameters())
     add_adapter(network, config.adapter, config.seed)
     unseen = ["text_encoder.weights"] if config.text.train else []  # it is not built: a stand-in for its names
@@ -134,10 +134,21 @@ def _launch() -> "Launch":
 
 def _export(folder: Path, parts: "Parts", config: "TrainConfig") -> None:
     from wam_video.flow.scheduler import WAMScheduler
+    from wam_video.inference.diffusion_policy import DiffusionPolicyPipeline
     from wam_video.inference.pipeline import WAMPipeline
     from wam_video.models.adapters import merged, save_adapter
+    from wam_video.models.diffusion_policy import DiffusionPolicyTransformer, ddpm_scheduler
     from wam_video.models.image_encoder import image_processor
 
+    if isinstance(parts.transformer, DiffusionPolicyTransformer):
+        DiffusionPolicyPipeline(
+            transformer=parts.transformer,
+            text_encoder=parts.text_encoder,
+            tokenizer=parts.tokenizer,
+            scheduler=ddpm_scheduler(),
+            processor=parts.processor,
+        ).save_pretrained(folder)
+        return
     if config.adapter.kind != "none" and config.adapter.export == "adapter":
         save_adapter(parts.transformer, folder, base=parts.base_hash, base_name=parts.base_name)
         parts.processor.save_pretrained(folder / "processor")  # the embodiments and statistics that go with it

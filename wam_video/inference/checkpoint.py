@@ -1,5 +1,6 @@
 """A pipeline and its folder: loading it whole, saving it with hashes of its weights, putting an adapter into it."""
 
+import inspect
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Self
@@ -18,7 +19,7 @@ _HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_dow
 
 
 class CheckpointFolder(DiffusionPipeline):
-    """What `inference.pipeline.WAMPipeline` does with files."""
+    """What the pipelines do with files."""
 
     transformer: WAMTransformer
     vae: PixelCodec | AutoencoderKLWan
@@ -44,7 +45,7 @@ class CheckpointFolder(DiffusionPipeline):
         hub = {name: kwargs.pop(name) for name in _HUB_OPTIONS if name in kwargs}
         folder = loading.resolve(fspath(pretrained_model_name_or_path), **hub)
         passed = frozenset(kwargs) & frozenset(loading.CONFIG_FILES)
-        loading.check_folder(folder, cls.__name__, passed)
+        loading.check_folder(folder, cls.__name__, passed, tuple(inspect.signature(cls.__init__).parameters))
         if verify:
             loading.verify_weights(folder, passed)
         try:
@@ -57,7 +58,7 @@ class CheckpointFolder(DiffusionPipeline):
             where = loading.culprit(folder, str(error))
             raise CheckpointError(f"checkpoint {where} can't be loaded: {first_line(error)}") from error
         for name in set(loading.WITH_WEIGHTS) - passed:
-            if (module := getattr(pipeline, name)) is not None:
+            if (module := getattr(pipeline, name, None)) is not None:
                 loading.check_weights(folder, name, module)
         return pipeline
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +68,19 @@ def resolve(name_or_path: str | Path, *, what: str = "model", **hub: Any) -> Pat
         ) from error
 
 
-def check_folder(folder: Path, class_name: str, passed: frozenset[str] = frozenset()) -> None:
+def check_folder(
+    folder: Path,
+    class_name: str,
+    passed: frozenset[str] = frozenset(),
+    components: Collection[str] = tuple(CONFIG_FILES),
+) -> None:
     """Check that every file which loading needs is there and can be read; nothing is built yet.
 
     Args:
         folder: Checkpoint folder.
         class_name: Of the pipeline that the index must name.
         passed: Components that the caller brings, which need no files.
+        components: Those that the pipeline has.
 
     Raises:
         CheckpointError: A file is missing or broken; the message names it.
@@ -82,7 +89,7 @@ def check_folder(folder: Path, class_name: str, passed: frozenset[str] = frozens
     if index.get("_class_name") != class_name:
         raise CheckpointError(f"{folder / INDEX} is of a {index.get('_class_name')!r}; allowed: {class_name!r}")
     for component, config_file in CONFIG_FILES.items():
-        if component in passed:
+        if component in passed or component not in components:
             continue
         entry = index.get(component)
         if not (isinstance(entry, list) and len(entry) == 2 and entry[0]):

@@ -12,11 +12,11 @@ from transformers import BaseImageProcessor, CLIPVisionModel, PreTrainedModel, P
 
 from wam_video.data.processor import WAMProcessor
 from wam_video.errors import ConfigError, one_of
-from wam_video.flow.modes import MODES, POLICY_PATHS, ModeSpec, get_mode
+from wam_video.flow.modes import MODES, POLICY_PATHS, ModeSpec, get_mode, path_grid
 from wam_video.flow.scheduler import WAMScheduler, check_policy_path, check_solver, guidance_scales
 from wam_video.flow.solvers import State
 from wam_video.inference.checkpoint import CheckpointFolder
-from wam_video.inference.checks import check_components, image_context
+from wam_video.inference.checks import check_components, image_context, unanswered
 from wam_video.inference.chunks import count_steps, run
 from wam_video.inference.inputs import Conditions, Request, batch_conditions, build_conditions
 from wam_video.inference.noise import Generators, make_generators
@@ -102,6 +102,25 @@ class WAMPipeline(CheckpointFolder):
             CheckpointError: A part that this needs is missing or of another model.
         """
         return image_context(self.transformer, self.vae, self.image_encoder, self.image_processor)
+
+    def unanswered(self) -> frozenset[Mode]:
+        """Return the modes that this model refuses, for its answer could not depend on what it is given."""
+        return unanswered(self.transformer.attention)
+
+    def sampling_facts(self, num_inference_steps: int | None = None, policy_path: str | None = None) -> dict[str, Any]:
+        """Return how it samples as a policy, for records: path and solver, steps and the clocks on the way.
+
+        Raises:
+            ConfigError: There is no such path.
+        """
+        path = check_policy_path(policy_path or self.scheduler.config.policy_path)
+        walk = self.scheduler.path(num_inference_steps)
+        return {
+            "policy_path": path,
+            "num_inference_steps": walk.num_inference_steps,
+            "solver": self.scheduler.config.solver,
+            "path": [[round(float(x), 6) for x in point] for point in path_grid(POLICY_PATHS[path], walk)],
+        }
 
     @torch.no_grad()
     def __call__(  # noqa: PLR0913 - the public contract: one keyword each

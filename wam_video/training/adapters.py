@@ -8,14 +8,15 @@ from torch import nn
 
 from wam_video.errors import ConfigError, one_of
 from wam_video.models import adapters
+from wam_video.models.diffusion_policy import DiffusionPolicyTransformer
 from wam_video.models.transformer import WAMTransformer
-from wam_video.training.config import AdapterConfig
+from wam_video.training.config import AdapterConfig, TrainConfig
 
 _SEED = 1
 """Added to the run's: the adapter's matrices and the network's are drawn apart."""
 
 
-def add_adapter(transformer: WAMTransformer, config: AdapterConfig, seed: int) -> None:
+def add_adapter(transformer: WAMTransformer | DiffusionPolicyTransformer, config: AdapterConfig, seed: int) -> None:
     """Put LoRA layers into a network, which change nothing yet; a network on the meta device stays there.
 
     Args:
@@ -27,7 +28,7 @@ def add_adapter(transformer: WAMTransformer, config: AdapterConfig, seed: int) -
         ConfigError: A target names no linear layer.
         MissingDependencyError: PEFT is not installed.
     """
-    if config.kind == "none":
+    if config.kind == "none" or not isinstance(transformer, WAMTransformer):
         return
     adapters.needs_peft()
     from peft import LoraConfig
@@ -45,10 +46,10 @@ def add_adapter(transformer: WAMTransformer, config: AdapterConfig, seed: int) -
         transformer.add_adapter(lora, adapter_name=adapters.NAME)
 
 
-def seed_dropout(config: AdapterConfig, seed: int, step: int, rank: int) -> None:
-    """Tie the adapter's dropout to the run's seed, step and process, so that a resumed run draws the same."""
-    if config.kind != "none" and config.dropout:
-        torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0]))
+def seed_dropout(config: TrainConfig, step: int, rank: int) -> None:
+    """Tie dropout (of an adapter or the baseline) to seed, step and process, so that a resumed run draws the same."""
+    if config.network != "wam" or (config.adapter.kind != "none" and config.adapter.dropout):
+        torch.manual_seed(int(np.random.SeedSequence([config.seed, step, rank]).generate_state(1)[0]))
 
 
 def _check_targets(transformer: nn.Module, targets: Sequence[str]) -> None:

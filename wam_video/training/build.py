@@ -27,6 +27,7 @@ from wam_video.data.windows import WindowConfig
 from wam_video.errors import CheckpointError, ConfigError, first_line
 from wam_video.models.adapters import folder_hash
 from wam_video.models.backbones import backbone_arguments
+from wam_video.models.diffusion_policy import DiffusionPolicyTransformer
 from wam_video.models.image_context import ImageContext
 from wam_video.models.image_encoder import Fit
 from wam_video.models.teacher import TeacherHead, read_block
@@ -44,7 +45,7 @@ _TABLES = ("action_embedder.", "state_embedder.", "action_proj_out.")
 class Parts:
     """What a model is made of, and what an exporter gets (then with the averaged weights in place)."""
 
-    transformer: WAMTransformer
+    transformer: WAMTransformer | DiffusionPolicyTransformer
     codec: Codec
     tokenizer: PreTrainedTokenizerBase
     text_encoder: PreTrainedModel
@@ -54,6 +55,13 @@ class Parts:
     base_hash: str = ""
     """Of the weights that an adapter is for, where a checkpoint folder holds them."""
     base_name: str = ""
+
+    @property
+    def wam(self) -> WAMTransformer:
+        """The network where it is ours, which the caller knows."""
+        if not isinstance(self.transformer, WAMTransformer):
+            raise TypeError(f"the network is a {type(self.transformer).__name__}")
+        return self.transformer
 
 
 class Exporter(Protocol):
@@ -67,7 +75,7 @@ class TrainingModule(nn.Module):
 
     def __init__(self, parts: Parts, *, train_text: bool, head: TeacherHead | None = None) -> None:
         super().__init__()
-        self.transformer = parts.transformer
+        self.transformer = parts.wam
         self.text_encoder: PreTrainedModel | None = parts.text_encoder if train_text else None
         self.head = head
         self._tokenizer = parts.tokenizer
@@ -181,17 +189,16 @@ def check_sizes(config: TrainConfig, codec: Codec, window: WindowConfig) -> None
 
 
 def build_on_meta(config: TrainConfig, embodiments: Mapping[str, EmbodimentSpec]) -> WAMTransformer:
-    """Return the network without memory for its weights; reads those configs of pretrained parts that yours leaves open."""
-    codec, text = config.codec, config.text
+    """Return the network without memory for its weights; reads those configs of pretrained parts that yours leaves open.
+
+    Raises:
+        ConfigError: The network is not ours, or the parts don't fit it.
+    """
+    if config.network != "wam":
+        raise ConfigError(f"network is {config.network!r}; allowed here: 'wam'")
+    codec = config.codec
     channels = codec.latent_channels or _wan_channels(codec) if codec.kind == "wan" else 3 * codec.patch_size**2
-    if text.kind == "byte_t5":
-        text_dim = text.d_model
-    elif text.channels:
-        text_dim = text.channels
-    else:
-        with _loading("text.path", text.path, "a T5 encoder and its subfolder"):
-            text_dim = AutoConfig.from_pretrained(str(text.path), subfolder=text.subfolder).d_model
-    arguments = transformer_arguments(config, embodiments, channels, text_dim)
+    arguments = transformer_arguments(config, embodiments, channels, text_channels(config.text))
     if config.backbone is not None:
         arguments = backbone_arguments(WAMTransformer, config.backbone, arguments)
     with torch.device("meta"):
@@ -199,6 +206,20 @@ def build_on_meta(config: TrainConfig, embodiments: Mapping[str, EmbodimentSpec]
     if config.teacher.kind != "none":
         config.teacher.block(len(transformer.blocks))
     return transformer
+
+
+def text_channels(text: TextConfig) -> int:
+    """Return the width of the text embeddings; reads the encoder's config where yours leaves it open.
+
+    Raises:
+        CheckpointError: It can't be read.
+    """
+    if text.kind == "byte_t5":
+        return text.d_model
+    if text.channels:
+        return text.channels
+    with _loading("text.path", text.path, "a T5 encoder and its subfolder"):
+        return AutoConfig.from_pretrained(str(text.path), subfolder=text.subfolder).d_model
 
 
 def _wan_channels(codec: CodecConfig) -> int:
@@ -280,12 +301,12 @@ def build_image_encoder(config: ImageEncoderConfig) -> CLIPVisionModel | None:
 
 
 def image_context(parts: Parts, config: ImageEncoderConfig) -> ImageContext:
-    """Return what makes the first-frame condition and image context that the network reads, if it reads any.
+    """Return what makes the first-frame condition and image context that our network reads, if it reads any.
 
     Raises:
         ConfigError: Network, codec and image encoder do not fit each other.
     """
-    return ImageContext(parts.transformer.config, parts.codec, parts.image_encoder, cast(Fit, config.fit))
+    return ImageContext(parts.wam.config, parts.codec, parts.image_encoder, cast(Fit, config.fit))
 
 
 def transformer_arguments(
@@ -319,8 +340,8 @@ def load_initial_weights(parts: Parts, folder: Path) -> None:
         )
     source = WAMTransformer.from_pretrained(folder / "transformer")
     old = {body["name"]: row for row, body in enumerate(source.config["embodiments"])}
-    new = {body["name"]: row for row, body in enumerate(parts.transformer.config["embodiments"])}
-    target, weights = parts.transformer.state_dict(), source.state_dict()
+    new = {body["name"]: row for row, body in enumerate(parts.wam.config["embodiments"])}
+    target, weights = parts.wam.state_dict(), source.state_dict()
     with torch.no_grad():
         for name, value in target.items():
             if name not in weights:

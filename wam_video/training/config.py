@@ -1,7 +1,5 @@
 """The configuration of a training run: the components' own configs, run settings, and checks across them."""
 
-import inspect
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,10 +9,7 @@ from wam_video.flow.density import DensityConfig
 from wam_video.flow.loss import LossConfig
 from wam_video.flow.scheduler import WAMScheduler
 from wam_video.models.teacher import TeacherConfig
-from wam_video.models.transformer import WAMTransformer
-
-DERIVED_MODEL_KEYS = ("embodiments", "num_views", "in_channels", "text_dim")
-"""Arguments of the network that follow from the data, the codec and the text encoder."""
+from wam_video.training.arguments import NETWORKS, check_arguments, check_model_arguments, check_policy_run
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
@@ -129,6 +124,8 @@ class OptimConfig:
     """Share of the steps over which `wsd` comes down."""
     min_lr_ratio: float = 0.1
     """Learning rate at the last step as a share of `lr`."""
+    decays: dict[str, float] = field(default_factory=dict)
+    """Weight decay by part or pattern, as in `groups`, in place of `weight_decay`; later ones win."""
     clip_norm: float = 1.0
     """Largest norm of the gradient; 0 does not clip."""
     groups: dict[str, float] = field(default_factory=dict)
@@ -146,11 +143,10 @@ class OptimConfig:
         for name in ("decay_share", "min_lr_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"optim.{name} is {getattr(self, name)}; allowed: 0 to 1")
-        for key, scale in self.groups.items():
-            if not 0 <= scale < float("inf"):
-                raise ConfigError(
-                    f"optim.groups.{key} is {scale}; allowed: 0 (frozen) or more, as a multiple of optim.lr"
-                )
+        for what, meaning in (("groups", "0 (frozen) or more, as a multiple of optim.lr"), ("decays", "0 or more")):
+            for key, value in getattr(self, what).items():
+                if not 0 <= value < float("inf"):
+                    raise ConfigError(f"optim.{what}.{key} is {value}; allowed: {meaning}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,10 +198,14 @@ class EMAConfig:
     """0 follows the weights exactly."""
     warmup: bool = True
     """Average over at most the first tenth of what has been seen: decay at most (1 + step) / (10 + step)."""
+    power: float = 0.0
+    """Above 0, a warm-up of another shape: decay at most 1 - step^-power (Diffusion Policy has 0.75)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:
             raise ConfigError(f"ema.decay is {self.decay}; allowed: 0 to below 1")
+        if self.power < 0:
+            raise ConfigError(f"ema.power is {self.power}; allowed: 0 (none) or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,8 +221,10 @@ class TrainConfig:
     batch_size: int = 16
     """Windows in a micro-batch of one process; a step sees batch_size * grad_accum * processes."""
     grad_accum: int = 1
+    network: str = "wam"
+    """`wam`: ours; `diffusion_policy`: the baseline (`models.diffusion_policy`), which makes actions only."""
     model: dict[str, Any] = field(default_factory=dict)
-    """Arguments of `WAMTransformer`, but for those that follow from data, codec and text encoder."""
+    """Arguments of the network (`WAMTransformer` for `wam`), but for those that follow from data, codec and text encoder."""
     codec: CodecConfig = field(default_factory=CodecConfig)
     text: TextConfig = field(default_factory=TextConfig)
     image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
@@ -281,6 +283,7 @@ class TrainConfig:
         if self.max_minutes is not None and not self.max_minutes > 0:
             raise ConfigError(f"max_minutes is {self.max_minutes}; allowed: above 0, or null for no limit")
         for name, allowed in (
+            ("network", tuple(NETWORKS)),
             ("normalization", ("quantile", "mean_std", "min_max")),
             ("mixed_precision", ("auto", "no", "bf16")),
             ("engine", ("auto", "single", "ddp", "deepspeed")),
@@ -290,12 +293,14 @@ class TrainConfig:
         for tracker in self.trackers:
             if tracker not in TRACKERS:
                 raise ConfigError(one_of("trackers entry", tracker, TRACKERS))
-        check_model_arguments(self.model)
+        check_model_arguments(self.network, self.model)
         check_arguments("scheduler", WAMScheduler, self.scheduler)
         WAMScheduler(**self.scheduler)
         self._check_across()
 
     def _check_across(self) -> None:
+        if self.network == "diffusion_policy":
+            check_policy_run(self)
         if self.optim.schedule != "constant" and self.optim.warmup_steps >= self.steps:
             raise ConfigError(
                 f"optim.warmup_steps is {self.optim.warmup_steps}; allowed: fewer than steps ({self.steps})"
@@ -315,36 +320,3 @@ class TrainConfig:
                 f"adapter.export is 'adapter', but {what}: an adapter goes with a checkpoint folder whose other parts are "
                 "as they were; change that, or set adapter.export=merged"
             )
-
-
-def check_arguments(what: str, kind: type, arguments: Mapping[str, Any], *, hidden: Sequence[str] = ()) -> None:
-    """Refuse arguments that a class does not take.
-
-    Raises:
-        ConfigError: The message names the key and the nearest right one.
-    """
-    allowed = {name for name in inspect.signature(kind.__init__).parameters if name != "self"} - set(hidden)
-    for key in arguments:
-        if key not in allowed:
-            raise ConfigError(one_of(f"configuration key under {what}.", key, allowed))
-
-
-def check_model_arguments(arguments: Mapping[str, Any]) -> None:
-    """Refuse arguments that the network does not have, or that follow from elsewhere.
-
-    Raises:
-        ConfigError: The message names the key and the nearest right one.
-    """
-    allowed = [name for name in inspect.signature(WAMTransformer.__init__).parameters if name != "self"]
-    for key in arguments:
-        if key in DERIVED_MODEL_KEYS:
-            raise ConfigError(
-                f"model.{key} can't be set: it follows from the data, the codec and the text encoder; remove it"
-            )
-        if key not in allowed:
-            raise ConfigError(one_of("configuration key under model.", key, set(allowed) - set(DERIVED_MODEL_KEYS)))
-    patch = arguments.get("patch_size", (1, 2, 2))
-    if len(patch) != 3 or any(int(side) < 1 for side in patch):
-        raise ConfigError(
-            f"model.patch_size is {list(patch)}; allowed: three numbers of 1 or more (frames, rows, columns)"
-        )

@@ -19,6 +19,8 @@ class EMA:
 
     def decay(self, step: int) -> float:
         """Return the decay of the update after step `step` (0 is the first)."""
+        if self._config.power:
+            return min(self._config.decay, 1 - max(step, 1) ** -self._config.power)
         return min(self._config.decay, (1 + step) / (10 + step)) if self._config.warmup else self._config.decay
 
     @torch.no_grad()

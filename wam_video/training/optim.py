@@ -21,6 +21,7 @@ _LEARNED_TOKENS = (
     "view_embedding",
     "shared.weight",
     "relative_attention_bias",
+    "position_embedding",
 )
 _EMBODIMENT_TABLES = ("action_embedder", "state_embedder", "action_proj_out")
 NO_DECAY = ("norm", *_LEARNED_TOKENS, *_EMBODIMENT_TABLES)
@@ -30,6 +31,19 @@ NO_DECAY = ("norm", *_LEARNED_TOKENS, *_EMBODIMENT_TABLES)
 def decays(name: str, parameter: nn.Parameter) -> bool:
     """Say whether a parameter has weight decay: matrices and convolutions, but no tables, norms or biases."""
     return parameter.ndim >= 2 and not any(part in name for part in NO_DECAY)
+
+
+def weight_decays(config: OptimConfig, module: nn.Module) -> dict[str, float]:
+    """Return the weight decay of each parameter; see `OptimConfig.decays`.
+
+    Raises:
+        ConfigError: A part or pattern matches nothing.
+    """
+    named = dict(module.named_parameters())
+    rates = dict.fromkeys(named, config.weight_decay)
+    for key, rate in config.decays.items():
+        rates |= dict.fromkeys(_matching("optim.decays key", key, list(named)), rate)
+    return {name: rates[name] if decays(name, parameter) else 0.0 for name, parameter in named.items()}
 
 
 def lr_scales(config: TrainConfig, names: Sequence[str]) -> dict[str, float]:
@@ -105,17 +119,18 @@ def build_optimizer(
         module: What is trained.
         scales: Multiple by parameter name, kept in the groups as `lr_scale`; None: 1 for all.
     """
-    groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
+    rates = weight_decays(config, module)
+    groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             turned = config.name == "muon" and is_block_matrix(name, parameter)
             scale = 1.0 if scales is None else scales[name]
-            key = turned, scale * config.muon_lr_scale if turned else scale, decays(name, parameter)
+            key = turned, scale * config.muon_lr_scale if turned else scale, rates[name]
             groups.setdefault(key, []).append(parameter)
     ordered: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
     for turned, scale, decay in sorted(groups, reverse=True):
         group = {"params": groups[turned, scale, decay], "lr_scale": scale, "lr": config.lr * scale}
-        ordered[turned].append(group | {"weight_decay": config.weight_decay if decay else 0.0})
+        ordered[turned].append(group | {"weight_decay": decay})
     betas = (config.betas[0], config.betas[1])
     if config.name == "muon":
         return MuonAdamW(ordered[True], ordered[False], betas=betas, eps=config.eps)

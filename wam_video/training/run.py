@@ -8,7 +8,7 @@ from typing import Protocol
 from jaxtyping import Float
 from torch import Tensor
 
-from wam_video.tensors import Batch
+from wam_video.tensors import Batch, PredictionType
 from wam_video.training.accelerator import Engine
 from wam_video.training.build import Parts
 from wam_video.training.config import TrainConfig
@@ -41,6 +41,8 @@ class Run(Protocol):
     parts: Parts
     ema: EMA
     sampler: Sampler
+    prediction_kinds: tuple[PredictionType, PredictionType]
+    """What the trained module puts out for video and for actions."""
     progress: Progress
     start_step: int
     """Steps that were done before this start."""

@@ -65,7 +65,7 @@ class Teacher:
         """
         if config.teacher.kind == "none":
             return None, None
-        network = parts.transformer
+        network = parts.wam
         check_frames(
             config.teacher, num_latents(parts.codec, parts.processor.window.num_frames), network.config["patch_size"]
         )

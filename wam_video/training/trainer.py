@@ -18,7 +18,8 @@ from wam_video.tensors import Batch, Prediction
 from wam_video.training import checkpoint, state
 from wam_video.training.accelerator import Engine
 from wam_video.training.adapters import seed_dropout
-from wam_video.training.build import Parts, TrainingModule, build_parts, image_context
+from wam_video.training.baseline import assemble
+from wam_video.training.build import Parts
 from wam_video.training.config import TrainConfig
 from wam_video.training.ema import EMA
 from wam_video.training.feed import Feed
@@ -26,7 +27,7 @@ from wam_video.training.metrics import REGIONS, Tracker, region_sums
 from wam_video.training.optim import build_optimizer, freeze, learning_rate, lr_scales, set_learning_rate
 from wam_video.training.run import Callback, StepResult
 from wam_video.training.sample import Sampler, SamplerConfig, TextCache, TrainingSample, is_video_absent
-from wam_video.training.teacher import Lesson, Teacher
+from wam_video.training.teacher import Lesson
 
 _LOG = get_logger(__name__)
 
@@ -59,9 +60,9 @@ class Trainer:
         self._started = time.perf_counter()
         self._validation: list[Batch] | None = None
         processor = feed.processor(config.normalization)
-        self.parts: Parts = build_parts(config, feed.embodiments, processor)
-        self.teacher, head = Teacher.build(config, self.parts, engine.device)
-        module = TrainingModule(self.parts, train_text=config.text.train, head=head).to(engine.device).train()
+        assembly = assemble(config, feed.embodiments, processor, engine.device)
+        self.parts: Parts = assembly.parts
+        self.teacher, module = assembly.teacher, assembly.module.to(engine.device).train()
         self.parts.text_encoder.eval()  # trained or not: dropout would tie a step's bits to the global random state
         self.parts.codec.to(engine.device)  # type: ignore[arg-type]
         self.parts.text_encoder.to(engine.device)  # type: ignore[arg-type]
@@ -81,13 +82,14 @@ class Trainer:
                 density=config.density,
                 loss=config.loss,
                 prompt_dropout=config.text.prompt_dropout,
-                attention=self.parts.transformer.attention,
+                attention=assembly.attention,
             ),
             self.parts.codec,
             processor,
             None if config.text.train else TextCache(self.parts.tokenizer, self.parts.text_encoder),
-            image_context(self.parts, config.image_encoder),
+            assembly.image,
         )
+        self.prediction_kinds = assembly.prediction_kinds
         self._store = checkpoint.CheckpointStore(self.output / "checkpoints", keep_last=config.keep_last)
         self._facts: dict[str, Any] = {
             "config": to_dict(config),
@@ -163,7 +165,7 @@ class Trainer:
             return None
         lr = learning_rate(self.config.optim, step, self.config.steps)
         set_learning_rate(self.engine.optimizer, lr)
-        seed_dropout(self.config.adapter, self.config.seed, step, self.engine.rank)
+        seed_dropout(self.config, step, self.engine.rank)
         regions = torch.zeros(2, len(REGIONS), device=self.engine.device)
         for number, (sample, lesson) in enumerate(zip(samples, lessons, strict=True)):
             regions += self._accumulate(sample, lesson, counts, last=number == len(samples) - 1)
@@ -190,7 +192,7 @@ class Trainer:
         self, sample: TrainingSample, lesson: Lesson | None, counts: Float[Tensor, " 3"], *, last: bool
     ) -> Tensor:
         """Add the gradient of one micro-batch and return its sums by region."""
-        kinds = self.parts.transformer.prediction_kinds
+        kinds = self.prediction_kinds
         with self.engine.micro_batch(last=last):
             video, actions, *predicted = self.engine.forward(sample, taught=lesson is not None)
             prediction = Prediction(video=video, actions=actions)

@@ -4,15 +4,17 @@ One evaluation of the network a window and mode, at fixed clocks and fixed noise
 What the modes are really worth (sampled, in physical units, against controls) is measured by `wam_video.evaluation`.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from wam_video.flow.density import DensityConfig
 from wam_video.flow.loss import loss_terms
 from wam_video.flow.modes import MODES, Role
-from wam_video.tensors import Batch, Prediction
+from wam_video.tensors import Batch, Mode, Prediction
 from wam_video.training.run import Run
 
 
@@ -42,12 +44,23 @@ def validation_losses(run: Run) -> dict[str, float]:
 _PARTS = ("policy", "forward", "forward_shuffled", "inverse", "video", "joint_video", "joint_action")
 
 
+def trained_modes(density: DensityConfig) -> tuple[Sequence[Mode], bool]:
+    """Return the modes whose paths a density visits, and whether it never shows the future video."""
+    if density.absent_video == 1:
+        return [Mode.POLICY], True
+    if sum(density.edges.values()) < 1 - 1e-6:
+        return list(MODES), False
+    return [mode for mode in MODES if density.edges.get(mode, 0)], False
+
+
 def _batch_sums(run: Run, batch: Batch) -> dict[str, Float[Tensor, " 2"]]:
     t = (torch.arange(len(batch)) + 0.5) / len(batch)  # spread evenly over the path
     clock = {Role.GIVEN: torch.zeros_like(t), Role.GENERATE: t, Role.UNKNOWN: torch.ones_like(t)}
     sums: dict[str, Tensor] = {}
-    for mode, spec in MODES.items():
-        sample = run.sampler(batch, run.engine.device, clocks=(clock[spec.video], clock[spec.actions]))
+    modes, absent = trained_modes(run.config.density)
+    for mode, spec in ((mode, MODES[mode]) for mode in modes):
+        clocks = clock[spec.video], clock[spec.actions]
+        sample = run.sampler(batch, run.engine.device, absent_video=absent, clocks=clocks)
         for control in (False, True) if mode == "forward" else (False,):
             if control:
                 x_t = sample.noisy.x_t
@@ -59,10 +72,8 @@ def _batch_sums(run: Run, batch: Batch) -> dict[str, Float[Tensor, " 2"]]:
                 )
             with torch.autocast(run.engine.device.type, torch.bfloat16, enabled=run.engine.precision == "bf16"):
                 video, actions = run.engine.module(sample)
-            kinds = run.parts.transformer.prediction_kinds
-            terms = loss_terms(
-                run.config.loss, Prediction(video=video, actions=actions), sample.noisy, kinds, sample.num_context
-            )
+            predicted = Prediction(video=video, actions=actions)
+            terms = loss_terms(run.config.loss, predicted, sample.noisy, run.prediction_kinds, sample.num_context)
             name = f"val_{mode}" + ("_shuffled" if control else "")
             both = spec.gives_video and spec.gives_actions
             if spec.gives_video:
