@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": "score every mode on held-out episodes, with controls; writes report.html",
     "card": "put the figures of metrics.json into a checkpoint's model card",
     "rollout": "run a policy in closed loop in a simulator",
+    "rank": "compare policies inside a world model, and with what a simulator says of them",
     "serve": "serve a policy to robot clients over a websocket",
     "bench": "time a training step beside diffusers' on this machine",
     "plan": "memory and time of a training run, on paper",

@@ -41,6 +41,17 @@ class Series:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Point:
+    """One point of a scatter, with intervals both ways."""
+
+    label: str
+    x: float
+    y: float
+    x_interval: tuple[float, float] | None = None
+    y_interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Axes:
     """What surrounds curves."""
 
@@ -148,6 +159,40 @@ def _curve(s: Series, px, py, dots: bool) -> list[str]:
     if dots or len(known) == 1:
         parts += [f'<circle class="dot {s.style}" cx="{x:.1f}" cy="{y:.1f}" r="2.6"/>' for x, y in known]
     return parts
+
+
+def scatter_chart(points: Sequence[Point], axes: Axes, *, top: float = 1.0) -> Html:
+    """Draw points on a square from 0 to `top` both ways, with the diagonal on which both agree; each is numbered as listed."""
+    side = axes.width
+    left, low = 46.0, side - 40.0
+
+    def px(x: float) -> float:
+        return left + x / top * (low - 10)
+
+    def py(y: float) -> float:
+        return low - y / top * (low - 10)
+
+    parts = []
+    for tick in ticks(0.0, top, 4):
+        parts.append(
+            f'<line class="grid" x1="{px(0):.1f}" x2="{px(top):.1f}" y1="{py(tick):.1f}" y2="{py(tick):.1f}"/>'
+        )
+        parts.append(
+            f'<text class="tick" x="{left - 6}" y="{py(tick) + 4:.1f}" text-anchor="end">{number(tick)}</text>'
+        )
+        parts.append(f'<text class="tick" x="{px(tick):.1f}" y="{low + 15}" text-anchor="middle">{number(tick)}</text>')
+    parts.append(f'<line class="axis" x1="{px(0):.1f}" y1="{py(0):.1f}" x2="{px(top):.1f}" y2="{py(top):.1f}"/>')
+    parts.append(f'<text class="tick" x="{px(top):.1f}" y="{low + 31}" text-anchor="end">{escape(axes.x_label)}</text>')
+    for i, p in enumerate(points, 1):
+        x, y = px(p.x), py(p.y)
+        (x0, x1), (y0, y1) = p.x_interval or (p.x, p.x), p.y_interval or (p.y, p.y)
+        parts.append(f'<path class="reach" d="M{px(x0):.1f} {y:.1f}H{px(x1):.1f}M{x:.1f} {py(y0):.1f}V{py(y1):.1f}"/>')
+        parts.append(
+            f'<circle class="dot s1" cx="{x:.1f}" cy="{y:.1f}" r="4"><title>{escape(p.label)}</title></circle>'
+        )
+        parts.append(f'<text class="label" x="{x + 7:.1f}" y="{y - 6:.1f}">{i}</text>')
+    caption = Html(f'<div class="axis-name">{escape(axes.y_label)}</div>') if axes.y_label else None
+    return join(caption, _svg(side + 8, side, parts, axes.title))
 
 
 def legend(series: Sequence[Series]) -> Html:
