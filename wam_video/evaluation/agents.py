@@ -15,8 +15,8 @@ from wam_video.errors import ConfigError, one_of
 from wam_video.evaluation.moments import Moment, batch_of, look_ahead, look_back
 from wam_video.evaluation.rollout import Plan, Row
 from wam_video.inference.inputs import horizon
-from wam_video.inference.pipeline import WAMPipeline
-from wam_video.tensors import Batch
+from wam_video.inference.opening import Acting
+from wam_video.tensors import Batch, Mode
 
 CONTROLS: dict[str, str] = {
     "expert": "the scripted expert, which sees what only the simulator knows",
@@ -86,11 +86,13 @@ class ModelAgent:
         ConfigError: The checkpoint does not know this body, or another shape of it.
     """
 
-    def __init__(self, name: str, pipe: WAMPipeline, spec: EmbodimentSpec, options: ModelOptions) -> None:
+    def __init__(self, name: str, pipe: Acting, spec: EmbodimentSpec, options: ModelOptions) -> None:
         self.name, self.pipe, self.options = name, pipe, options
         pipe.set_progress_bar_config(disable=True)
         self.spec = check_body(pipe, spec)
         self.window = pipe.processor.window
+        # what can't be asked of it is told before a world is reset
+        pipe.sampling_facts(options.num_inference_steps, options.policy_path)
         self.horizon = horizon(self.window, self.spec.name)
         self.looks_back = look_back(self.window, self.spec)
         self.calls: list[tuple[int, float]] = []
@@ -121,7 +123,7 @@ class ModelAgent:
         self.calls.append((len(rows), time.perf_counter() - before))
         plans = [Plan(actions=chunk) for chunk in actions]
         filmed = [i for i, row in enumerate(rows) if row.job.filmed]
-        if filmed and self.window.num_future_frames:
+        if filmed and self.window.num_future_frames and Mode.FORWARD not in self.pipe.unanswered():
             self._imagine(rows, plans, filmed)
         return plans
 
@@ -174,7 +176,7 @@ def _noise_seed(row: Row) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 
-def check_body(pipe: WAMPipeline, spec: EmbodimentSpec) -> EmbodimentSpec:
+def check_body(pipe: Acting, spec: EmbodimentSpec) -> EmbodimentSpec:
     """Return what the checkpoint knows of the environment's body."""
     known = pipe.processor.spec(spec.name)  # raises, and lists what it knows
     differences = [

@@ -26,8 +26,11 @@ from wam_video.evaluation.study_run import Studied, StudySettings, check_reader,
 from wam_video.evaluation.windows import EvalData
 from wam_video.evaluation.wording import LEFT_OUT
 from wam_video.inference import loading
-from wam_video.inference.checks import unanswered
+from wam_video.inference.opening import Acting
 from wam_video.inference.pipeline import WAMPipeline
+from wam_video.log import get_logger
+
+_LOG = get_logger(__name__)
 
 SCHEMA_VERSION = 1
 """Of `metrics.json`."""
@@ -89,10 +92,13 @@ def evaluate(
     return Report(units=units, modes=config.modes, document=document, training=training, studies=studies, sums=sums)
 
 
-def _study_model(config: EvaluateConfig, name: str, pipe: WAMPipeline, data: EvalData) -> list[tuple[str, Studied]]:
-    """Run the studies on every body that the data hold."""
+def _study_model(config: EvaluateConfig, name: str, pipe: Acting, data: EvalData) -> list[tuple[str, Studied]]:
+    """Run the studies on every body that the data hold; they ask for video, so that a policy alone has none."""
     chosen = select(config.studies, STUDIES)
     if not chosen:
+        return []
+    if not isinstance(pipe, WAMPipeline):
+        _LOG.warning("studies are left out for %s: it makes no video", name)
         return []
     options, sampler = config.study_options, pipeline_sampler(pipe, config.num_inference_steps)
     reader = _separate_reader(config, name, pipe)
@@ -157,7 +163,7 @@ def _run_model(
 def _describe(name: str, config: EvaluateConfig, opened: Opened, units: Sequence[Unit]) -> dict[str, Any]:
     folder, pipe, data = opened.folder, opened.pipe, opened.data
     answers = [a for unit in units for a in unit.answers]
-    path = pipe.scheduler.path(config.num_inference_steps)
+    sampling = pipe.sampling_facts(config.num_inference_steps)
     adapter = config.adapters.get(name)
     adapted = {"adapter": adapter, "adapter_hash": loading.model_hash(loading.resolve(adapter))} if adapter else {}
     return adapted | {
@@ -165,9 +171,9 @@ def _describe(name: str, config: EvaluateConfig, opened: Opened, units: Sequence
         "path": str(folder),
         "model_hash": loading.model_hash(folder),
         "num_parameters": sum(p.numel() for p in pipe.transformer.parameters()),
-        "num_inference_steps": path.num_inference_steps,
-        "solver": pipe.scheduler.config.solver,
-        "unanswered_modes": sorted(unanswered(pipe.transformer.attention)),
+        "num_inference_steps": sampling["num_inference_steps"],
+        "solver": sampling["solver"],
+        "unanswered_modes": sorted(pipe.unanswered()),
         "window": pipe.processor.config["window"],
         "data": dict(data.facts),
         "rows": [row.to_dict() for unit in units for row in unit.rows],

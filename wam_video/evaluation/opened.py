@@ -12,8 +12,7 @@ from wam_video.evaluation.studies import STUDIES
 from wam_video.evaluation.study import StudyOptions
 from wam_video.evaluation.windows import EvalData, open_windows
 from wam_video.inference import loading
-from wam_video.inference.checks import unanswered
-from wam_video.inference.pipeline import WAMPipeline
+from wam_video.inference.opening import Acting, open_checkpoint
 from wam_video.tensors import Batch, Mode
 
 
@@ -58,7 +57,7 @@ class EvaluateConfig:
             raise ConfigError(f"--processes is {self.processes}; allowed: 1 or more")
 
 
-def pipeline_sampler(pipe: WAMPipeline, num_inference_steps: int | None = None) -> Sampler:
+def pipeline_sampler(pipe: Acting, num_inference_steps: int | None = None) -> Sampler:
     """Return the pipeline as a sampler of recorded windows."""
     pipe.set_progress_bar_config(disable=True)
 
@@ -77,7 +76,7 @@ class Opened:
     """A model and the windows that it is scored on."""
 
     folder: Path
-    pipe: WAMPipeline
+    pipe: Acting
     data: EvalData
     sampler: Sampler
     options: OpenLoopConfig
@@ -92,7 +91,7 @@ def open_model(config: EvaluateConfig, name: str) -> Opened:
         DataError: The data can't be read.
     """
     folder = loading.resolve(config.models[name])
-    pipe = WAMPipeline.from_pretrained(folder)
+    pipe = open_checkpoint(folder)
     if name in config.adapters:
         pipe.load_adapter(config.adapters[name])
     pipe.to(config.device)
@@ -103,7 +102,7 @@ def open_model(config: EvaluateConfig, name: str) -> Opened:
         sampler=pipeline_sampler(pipe, config.num_inference_steps),
         options=OpenLoopConfig(
             modes=config.modes,
-            unanswered=unanswered(pipe.transformer.attention),
+            unanswered=pipe.unanswered(),
             batch_size=config.batch_size,
             seed=config.seed,
         ),

@@ -22,9 +22,8 @@ from wam_video.evaluation.films import imagination
 from wam_video.evaluation.intervals import BootstrapConfig, estimate
 from wam_video.evaluation.rollout import Agent, Episode, Job, LoopConfig, execution_steps, roll
 from wam_video.evaluation.success import Comparison, compare, compare_progress, paired, success_rate
-from wam_video.flow.modes import POLICY_PATHS, path_grid
 from wam_video.inference import loading
-from wam_video.inference.pipeline import WAMPipeline
+from wam_video.inference.opening import Acting, open_checkpoint
 
 SCHEMA_VERSION = 1
 """Of `rollout.json`."""
@@ -101,7 +100,7 @@ def run(config: RolloutConfig, command: str = "", on_progress: Progress = lambda
     played: list[Played] = []
     size, worlds = config.size, []
     for name, path in config.models.items():
-        pipe = WAMPipeline.from_pretrained(loading.resolve(path)).to(config.options.device)
+        pipe = open_checkpoint(path).to(config.options.device)
         size = _size(config, pipe, name)
         worlds = _worlds(config, size, worlds)
         agent = ModelAgent(name, pipe, worlds[0].spec, config.options)
@@ -132,7 +131,7 @@ def run(config: RolloutConfig, command: str = "", on_progress: Progress = lambda
     return Rollouts(played=played, comparisons=comparisons, document=document, action_rate=spec.action_rate)
 
 
-def _size(config: RolloutConfig, pipe: WAMPipeline, name: str) -> tuple[int, int]:
+def _size(config: RolloutConfig, pipe: Acting, name: str) -> tuple[int, int]:
     window = pipe.processor.window
     if window.height is not None and window.width is not None:
         return window.height, window.width
@@ -222,20 +221,13 @@ def _decision_times(agent: Agent) -> dict[str, Any]:
 
 def _model_facts(agent: ModelAgent, folder: Path, config: RolloutConfig) -> dict[str, Any]:
     pipe = agent.pipe
-    path = config.options.policy_path or pipe.scheduler.config.policy_path
-    walk = pipe.scheduler.path(config.options.num_inference_steps)
     return {
         "kind": "model",
         "path": str(folder),
         "model_hash": loading.model_hash(folder),
         "stats_hash": pipe.processor.config["stats_hash"],
         "num_parameters": sum(p.numel() for p in pipe.transformer.parameters()),
-        "clocks": {
-            "policy_path": path,
-            "num_inference_steps": walk.num_inference_steps,
-            "solver": pipe.scheduler.config.solver,
-            "path": [[round(float(x), 6) for x in point] for point in path_grid(POLICY_PATHS[path], walk)],
-        },
+        "clocks": pipe.sampling_facts(config.options.num_inference_steps, config.options.policy_path),
     }
 
 
