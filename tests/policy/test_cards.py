@@ -1,14 +1,17 @@
 """No figure of a model card is typed by hand, and none is of another checkpoint."""
 
 import json
+import re
 
 import pytest
 
 from tests.policy.tree import ROOT, files, read
-from wam_video.evaluation.card import BEGIN, END, figures, fill
+from wam_video.evaluation.ablation_page import markdown
+from wam_video.evaluation.card import ABLATION, ABLATION_END, BEGIN, END, figures, fill
 from wam_video.inference.loading import model_hash
 
 CARDS = sorted(name.rsplit("/", 1)[0] for name in files() if name.endswith("/metrics.json"))
+RECORDS = sorted(name for name in files() if re.fullmatch(r"model_cards/.*/ablation_[^/]+\.json", name))
 
 
 @pytest.mark.parametrize("folder", CARDS)
@@ -16,6 +19,13 @@ def test_a_card_holds_what_its_metrics_say(folder: str) -> None:
     document = json.loads(read(f"{folder}/metrics.json"))
     card = read(f"{folder}/README.md")
     assert card == fill(card, figures(document, folder.rsplit("/", 1)[-1])), f"run: wam-video card {folder}"
+
+
+@pytest.mark.parametrize("record", RECORDS)
+def test_a_card_holds_what_its_ablations_say(record: str) -> None:
+    document, card = json.loads(read(record)), read(record.rsplit("/", 1)[0] + "/README.md")
+    filled = fill(card, markdown(document), ABLATION.format(document["name"]), ABLATION_END)
+    assert card == filled, f"run: wam-video card {record.rsplit('/', 1)[0]} --ablation {record}"
 
 
 @pytest.mark.parametrize("folder", CARDS)

@@ -4,11 +4,13 @@ import re
 import shlex
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.policy.tree import ROOT, files, read
+from wam_video.cli.ablate_spec import AblationConfig, plan
 from wam_video.config import load
 from wam_video.data.loader import DataConfig
 from wam_video.errors import ConfigError
@@ -17,6 +19,7 @@ from wam_video.training.config import TrainConfig
 from wam_video.training.feed import find_embodiments
 
 CONFIGS = sorted(name for name in files() if name.startswith("configs/") and name.endswith((".yaml", ".yml")))
+ABLATIONS = [name for name in CONFIGS if name.startswith("configs/ablation/")]
 RECIPES = [name for name in CONFIGS if name.startswith("configs/recipe/")]
 MODELS = [name for name in CONFIGS if name.startswith("configs/model/")]
 """Recipes are for our network; a file that names another one (`network:`) is no part of them."""
@@ -64,6 +67,15 @@ def test_a_config_says_what_it_is_and_holds_differences_only(name: str) -> None:
 def test_a_recipe_resolves(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     assert dry_run(name) == 0
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_every_run_of_an_ablation_resolves(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    spec = load(AblationConfig, [name])
+    plans = plan(spec, tmp_path)
+    assert len(plans) == len(spec.variants) * len(spec.seeds) == len({p.digest for p in plans})
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("arguments", DOCUMENTED, ids=" ".join)

@@ -1,4 +1,4 @@
-"""`wam-video card`: put the figures of metrics.json into the model card that stands beside a checkpoint."""
+"""`wam-video card`: put the figures of metrics.json, or an ablation's table, into the model card beside a checkpoint."""
 
 import argparse
 import sys
@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wam_video.cli.command import DONE, run
+from wam_video.errors import ConfigError
 from wam_video.log import setup_logging
 
 _EXAMPLE = """\
 examples:
   wam-video evaluate --model runs/mine/model --data shards/mine --output runs/mine/evaluation
   wam-video card model_cards/mine --metrics runs/mine/evaluation/metrics.json
-  wam-video card model_cards/mine"""
+  wam-video card model_cards/mine
+  wam-video card model_cards/mine --ablation runs/clocks/ablation.json"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,6 +29,13 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--metrics", type=Path, metavar="FILE", help="what `evaluate` wrote of this checkpoint; copied into FOLDER"
     )
+    result.add_argument(
+        "--ablation",
+        type=Path,
+        metavar="FILE",
+        help="instead, fill the place of this ablation, between `<!-- ablation NAME: made by `wam-video card` -->` and "
+        "`<!-- end of ablation -->`; kept in FOLDER as ablation_NAME.json",
+    )
     return result
 
 
@@ -34,8 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Fill the card; return the exit code."""
     arguments = parser().parse_args(argv)
     setup_logging()
-    from wam_video.evaluation.card import update  # torch and diffusers: not before --help has answered
+    from wam_video.evaluation.card import update, update_ablation  # torch and diffusers: not before --help has answered
 
+    if arguments.ablation is not None:
+        if arguments.metrics is not None:
+            raise ConfigError("--metrics and --ablation fill different places; give one of them at a time")
+        print(update_ablation(arguments.folder, arguments.ablation))
+        return DONE
     print(update(arguments.folder, arguments.metrics))
     return DONE
 

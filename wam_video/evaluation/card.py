@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from wam_video.errors import ConfigError, DataError
+from wam_video.evaluation.ablation_page import markdown
 from wam_video.evaluation.open_loop import CONTROL, Key
 from wam_video.inference.loading import INDEX, METRICS, model_hash
 
 BEGIN = "<!-- figures: made by `wam-video card` from metrics.json -->"
 END = "<!-- end of figures -->"
+ABLATION = "<!-- ablation {}: made by `wam-video card` -->"
+"""Begins the table of an ablation of that name; its record lies beside the card as `ablation_<name>.json`."""
+ABLATION_END = "<!-- end of ablation -->"
 
 _COPY, _HOLD, _MEAN = (CONTROL, "copy_last"), (CONTROL, "hold_last"), (CONTROL, "mean_action")
 _TABLE: tuple[tuple[str, str, Key, tuple[tuple[str, Key], ...]], ...] = (
@@ -72,17 +76,46 @@ def figures(document: Mapping[str, Any], name: str) -> str:
         ) from error
 
 
-def fill(text: str, made: str) -> str:
+def fill(text: str, made: str, begin: str = BEGIN, end: str = END) -> str:
     """Return a card with what stands between the markers replaced.
 
     Raises:
         DataError: The markers are not there, or not in order.
     """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise DataError(f"the card has no place for figures; put the lines '{BEGIN}' and '{END}' where they belong")
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise DataError(f"the card has no place for figures; put the lines '{begin}' and '{end}' where they belong")
     return f"{before}{begin}\n\n{made}\n\n{end}{after}"
+
+
+def update_ablation(folder: Path, record: Path) -> Path:
+    """Put the table of an ablation between its markers in a card, its record beside the card, and return the card's path.
+
+    Args:
+        folder: With README.md.
+        record: What `wam-video ablate` wrote to ablation.json.
+
+    Raises:
+        DataError: A file is missing or broken, or the card has no place for an ablation of that name.
+    """
+    card = folder / "README.md"
+    for file in (card, record):
+        if not file.is_file():
+            raise DataError(f"{str(file)!r} is no file; give a folder with README.md, and an ablation.json")
+    try:
+        document = json.loads(record.read_text(encoding="utf-8"))
+        name = document["name"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{record} is no record of an ablation ({error}); give what `wam-video ablate` wrote"
+        ) from error
+    made = fill(card.read_text(encoding="utf-8"), markdown(document), ABLATION.format(name), ABLATION_END)
+    kept = folder / f"ablation_{name}.json"
+    if record.resolve() != kept.resolve():
+        shutil.copyfile(record, kept)
+    card.write_text(made, encoding="utf-8")
+    return card
 
 
 def update(folder: Path, metrics: Path | None = None) -> Path:
