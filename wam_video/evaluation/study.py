@@ -16,6 +16,7 @@ from wam_video.errors import ConfigError, one_of
 from wam_video.evaluation.intervals import BootstrapConfig, Estimate
 from wam_video.evaluation.open_loop import Group, Key, Sampler
 from wam_video.evaluation.scores import Answer, Check, Row, status_of
+from wam_video.evaluation.svg import Series
 from wam_video.evaluation.windows import EvalData
 from wam_video.inference.pipeline import WAMPipeline
 
@@ -78,6 +79,16 @@ class Film:
     seconds_a_frame: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """One quantity over another, for the page; its points are rows too."""
+
+    title: str
+    x_label: str
+    y_label: str
+    series: Sequence[Series]
+
+
 @dataclass(kw_only=True)
 class Findings:
     """What a study found."""
@@ -87,6 +98,9 @@ class Findings:
     left_out: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     """(metric or study, reason): never a number in its place."""
     films: list[Film] = field(default_factory=list[Film])
+    curves: list[Curve] = field(default_factory=list[Curve])
+    timing: dict[str, float] = field(default_factory=dict[str, float])
+    """Measured times, named with their unit: the only figures that differ from run to run."""
 
 
 @dataclass(frozen=True, kw_only=True)

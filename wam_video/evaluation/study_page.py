@@ -7,7 +7,7 @@ from wam_video.evaluation import clips
 from wam_video.evaluation.markup import Html, el, join, table
 from wam_video.evaluation.scores import Row
 from wam_video.evaluation.sections import checks_list, interval
-from wam_video.evaluation.study import Film, StudyWords
+from wam_video.evaluation.study import Curve, Film, StudyWords
 from wam_video.evaluation.study_run import Studied
 from wam_video.evaluation.svg import Axes, Bar, Series, bar_chart, line_chart, number
 
@@ -52,8 +52,12 @@ def _column(title: str, studied: Studied, named: bool) -> Html:
     found, words = studied.findings, studied.study.words
     parts: list[Any] = [el("h4", title) if named else None, checks_list(found.answers) if found.answers else None]
     charts = [chart for metric in words.metrics for chart in _charts(metric, words, found.rows)]
+    charts = [_curve(curve) for curve in found.curves] + charts
     parts.append(el("div", *charts, css="cols") if charts else None)
     parts.append(_films(found.films))
+    if found.timing:
+        times = ", ".join(f"{name.replace('_', ' ')} {number(value)}" for name, value in found.timing.items())
+        parts.append(el("p", f"Measured on this machine, which may have been busy: {times}.", css="note"))
     if not found.rows:
         reasons = "; ".join(f"{metric}: {reason}" for metric, reason in found.left_out)
         parts.append(el("p", f"Not measured. {reasons}", css="note"))
@@ -107,6 +111,11 @@ def _curves(rows: Sequence[Row], words: StudyWords) -> list[Series]:
             )
         )
     return series
+
+
+def _curve(curve: Curve) -> Html:
+    axes = Axes(x_label=curve.x_label, y_label=curve.y_label, title=curve.title, dots=True)
+    return el("div", el("h3", curve.title), line_chart(curve.series, axes))
 
 
 def _films(films: Sequence[Film]) -> Html | None:

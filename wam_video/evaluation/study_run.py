@@ -43,6 +43,7 @@ class Studied:
             "rows": [row.to_dict() for row in found.rows],
             "checks": [a.to_dict() for a in found.answers],
             "left_out": [{"metric": metric, "reason": reason} for metric, reason in found.left_out],
+            **({"timing": found.timing} if found.timing else {}),
         }
 
 

@@ -4,6 +4,7 @@ from wam_video.evaluation.studies.consistency import Consistency
 from wam_video.evaluation.studies.execution import Execution
 from wam_video.evaluation.studies.fidelity import Fidelity
 from wam_video.evaluation.studies.following import Following
+from wam_video.evaluation.studies.paths import Paths
 from wam_video.evaluation.studies.smoothness import Smoothness
 from wam_video.evaluation.study import Study
 
@@ -15,6 +16,7 @@ STUDIES: dict[str, Study] = {
         Consistency(),
         Execution(),
         Smoothness(),
+        Paths(),
     )
 }
 """Name -> study, in the order of the page."""
