@@ -7,10 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from wam_video.evaluation.intervals import BootstrapConfig, estimate
+from wam_video.evaluation.intervals import BootstrapConfig, Estimate, estimate
 from wam_video.evaluation.open_loop import donors, window_seed
 from wam_video.evaluation.scores import Check, Row
 from wam_video.evaluation.study import Findings, Subject, answer
+from wam_video.evaluation.success import success_rate
 from wam_video.inference.checks import unanswered
 from wam_video.tensors import Batch, Mode
 
@@ -94,31 +95,25 @@ class Ledger:
                 if condition in self:
                     self.row(figure, condition)
 
+    def rate(self, metric: str, condition: str, successes: int, trials: int) -> None:
+        """Report a rate of independent trials in per cent, with Wilson's interval, which holds near 0 and 100, too."""
+        found = success_rate(successes, trials)
+        low, high = (100 * end for end in found.wilson)
+        made = Estimate(value=100 * found.rate, low=low, high=high, num_windows=trials, num_episodes=trials)
+        self._keep(Figure(metric=metric, unit="%", score=torch.mean), condition, made)
+
     def contrast(self, figure: Figure, condition: str, first: str, second: str) -> None:
         """Report how much the figure of `first` exceeds that of `second`, paired window by window."""
         pair, difference = self._pair(figure, first, second)
         self._report(figure, condition, pair, difference)
 
-    def ask(self, check: Check, figure: Figure, margin: float = 0.0) -> None:
-        """Answer by the advantage of the better over the worse condition of a check, plus what is forgiven."""
+    def ask(self, check: Check, figure: Figure, *, margin: float = 0.0, share: float = 1.0) -> None:
+        """Answer by the advantage of the better over (a share of) the worse condition of a check, plus what is forgiven."""
         if check.worse is None or check.better[1] not in self or check.worse[1] not in self:
             return
-        pair, difference = self._pair(figure, check.better[1], check.worse[1])
+        pair, difference = self._pair(figure, check.better[1], check.worse[1], share)
         sign = 1.0 if figure.more_is_better else -1.0
         (found,) = estimate(pair, self.episodes, lambda sums: sign * difference(sums) + margin, self.bootstrap)
-        if found.value is not None:
-            self.findings.answers.append(answer(self.body, check, found))
-
-    def require(self, check: Check, figure: Figure, at_least: float) -> None:
-        """Answer by how far a condition's figure lies above a bound."""
-        if check.better[1] not in self:
-            return
-        (found,) = estimate(
-            self.sums(check.better[1]),
-            self.episodes,
-            lambda sums: (figure.score(sums) - at_least)[..., None],
-            self.bootstrap,
-        )
         if found.value is not None:
             self.findings.answers.append(answer(self.body, check, found))
 
@@ -126,11 +121,13 @@ class Ledger:
         """Name what could not be measured."""
         self.findings.left_out.append((what, reason))
 
-    def _pair(self, figure: Figure, first: str, second: str) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def _pair(
+        self, figure: Figure, first: str, second: str, share: float = 1.0
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         a, b = self.sums(first), self.sums(second)
         axis = -a.ndim  # of the pair, counted from the end: bootstrap draws stand in front
         return torch.stack([a, b], dim=1), lambda sums: (
-            figure.score(sums.select(axis, 0)) - figure.score(sums.select(axis, 1))
+            figure.score(sums.select(axis, 0)) - share * figure.score(sums.select(axis, 1))
         )[..., None]
 
     def _report(self, figure: Figure, condition: str, sums: Tensor, statistic: Callable[[Tensor], Tensor]) -> None:
@@ -138,6 +135,9 @@ class Ledger:
         if found.value is None:
             self.leave_out(f"{self.study}: {figure.metric} of {condition}", "not defined on these windows")
             return
+        self._keep(figure, condition, found)
+
+    def _keep(self, figure: Figure, condition: str, found: Estimate) -> None:
         self.findings.rows.append(
             Row(
                 embodiment=self.body,
