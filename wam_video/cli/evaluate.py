@@ -72,6 +72,13 @@ def parser() -> argparse.ArgumentParser:
         "OMP_NUM_THREADS (default 1)",
     )
     add("--device", metavar="DEVICE", help="cpu, cuda, ... (default: cuda where there is one)")
+    _add_files(result)
+    _add_studies(result)
+    return result
+
+
+def _add_files(result: argparse.ArgumentParser) -> None:
+    add = result.add_argument
     add(
         "--training-log",
         action="append",
@@ -84,8 +91,6 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also write episodes.json, from which `wam-video ablate` compares models episode by episode; one model only",
     )
-    _add_studies(result)
-    return result
 
 
 def _add_studies(result: argparse.ArgumentParser) -> None:

@@ -138,37 +138,6 @@ def test_hidden_actions_are_hidden_for_good_and_by_episode(shards):
     assert not everything.actions.any()
 
 
-def test_a_share_of_the_episodes_is_what_hiding_the_others_leaves_visible(shards):
-    part = make(DatasetConfig(path=str(shards), episodes=0.5), shuffle=False)
-    hidden = make(DatasetConfig(path=str(shards), drop_actions=0.5), shuffle=False)
-    whole = make(shards, shuffle=False)
-    batch = hidden.batch(range(len(hidden)))
-    visible = {key for key, known in zip(batch.keys, batch.action_mask.any((1, 2)), strict=True) if known}
-    assert set(part.batch(range(len(part))).keys) == visible
-    assert 0 < len(part) < len(whole)
-    assert 0 < len(set(part.episodes(range(len(part))))) < len(set(whole.episodes(range(len(whole)))))
-    assert len(part.held_out()) == len(hidden.held_out()) == len(whole.held_out())  # scores stay on all of them
-
-
-def test_statistics_come_from_the_visible_episodes(shards):
-    part, hidden, whole = (
-        make(DatasetConfig(path=str(shards), **options)).stats["toy"]
-        for options in ({"episodes": 0.5}, {"drop_actions": 0.5}, {})
-    )
-    assert part == hidden != whole
-    seen = make(DatasetConfig(path=str(shards), episodes=0.5), shuffle=False)
-    actions = seen.batch(range(len(seen)))
-    assert hidden["actions"]["max"] == actions.actions.amax((0, 1))[:3].tolist()
-    both = make(DatasetConfig(path=str(shards), episodes=0.5), DatasetConfig(path=str(shards), drop_actions=0.5))
-    assert both.stats["toy"] == part
-    assert make(DatasetConfig(path=str(shards), drop_actions=1.0)).stats["toy"] == whole  # there is nothing else
-
-
-def test_an_empty_share_is_refused(shards):
-    with pytest.raises(ConfigError, match=r"episodes is 0\.0; allowed: above 0, up to 1"):
-        make(DatasetConfig(path=str(shards), episodes=0.0))
-
-
 def test_another_size_is_made_from_the_stored_one(shards):
     batch = make(shards, window=dataclasses.replace(WINDOW, height=8, width=12)).batch(range(4))
     assert batch.video.shape == (4, 1, 3, 4, 8, 12)
