@@ -10,11 +10,11 @@ from data_pipelines.options import NoOptions, build_options
 from data_pipelines.pusht import geometry as geo
 from data_pipelines.pusht.episode import SUCCESS, draw_start
 from data_pipelines.pusht.pusher import SKILLS, Pusher
-from data_pipelines.pusht.render import render
+from data_pipelines.pusht.render import COLOURS, SCENERY, render
 from data_pipelines.pusht.simulator import Table, load_simulator
 from data_pipelines.pusht.source import EMBODIMENT, PROMPTS
 from wam_video.data.schema import EmbodimentSpec
-from wam_video.data.simulation import Controller, Outcome
+from wam_video.data.simulation import Controller, Outcome, Scene, Thing
 from wam_video.errors import ConfigError
 
 _TASK = "pusht"
@@ -97,6 +97,24 @@ class PushTEnvironment:
         """Return the best scripted pusher, which sees the poses."""
         player = Pusher(SKILLS["expert"], rng)
         return lambda: player.act(self.table.pusher, self.table.block).astype(np.float32)
+
+    def objects(self) -> Scene:
+        """Return the pusher and the block, by the middle of its area."""
+        block = geo.to_world(geo.CENTRE_OF_AREA[None], self.table.block)[0]
+        places = {"pusher": self.table.pusher, "block": block}
+        body, thing = (
+            Thing(name=n, colour=COLOURS[n], place=(float(x) / geo.WORKSPACE, float(y) / geo.WORKSPACE))
+            for n, (x, y) in places.items()
+        )
+        return Scene(view="top", body=body, things=(thing,), scenery=SCENERY, flat=True)
+
+    def contacts(self) -> frozenset[str]:
+        """Return whether the pusher touched the block."""
+        return frozenset({"block"} if self.table.touched else ())
+
+    def way_back(self, states: Float32[np.ndarray, "s 2"]) -> Float32[np.ndarray, "t 2"]:
+        """Send the pusher where it was, last place first."""
+        return states[::-1].copy()
 
     def close(self) -> None:
         """Forget the table."""

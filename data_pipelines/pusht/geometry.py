@@ -15,6 +15,9 @@ GOAL_POSE = np.array([256.0, 256.0, np.pi / 4])
 CENTRE_OF_GRAVITY = np.array([0.0, 45.0])
 """Of the block, in its own frame; setting an angle turns the block about it."""
 
+CENTRE_OF_AREA = np.array([0.0, (120 * 30 * 15.0 + 30 * 90 * 75.0) / (120 * 30 + 30 * 90)])
+"""Of what is drawn, in the block's frame."""
+
 BOXES = np.array([[-60.0, 0.0, 60.0, 30.0], [-15.0, 30.0, 15.0, 120.0]])
 """Bar and stem: x0, y0, x1, y1."""
 OUTLINE = np.array(

@@ -11,6 +11,10 @@ from data_pipelines.pusht.simulator import load_simulator
 _WALL, _GOAL = (211, 211, 211), (144, 238, 144)
 _BLOCK, _BLOCK_EDGE = (143, 163, 184), (119, 136, 153)
 _PUSHER, _PUSHER_EDGE = (78, 126, 255), (65, 105, 225)
+COLOURS = {"block": _BLOCK, "pusher": _PUSHER}
+"""Of what moves."""
+SCENERY = ((255, 255, 255), _WALL, _GOAL)
+"""Of what never does: the table, its wall, the goal."""
 _OVERSAMPLE = 4
 _SHIFT = 6
 """Fractional bits of OpenCV's coordinates: positions below a pixel show in the image."""

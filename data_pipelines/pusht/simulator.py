@@ -13,6 +13,9 @@ from jaxtyping import Float
 from data_pipelines.pusht import geometry as geo
 from wam_video.errors import MissingDependencyError
 
+_NEAR = 2.0
+"""px between pusher and block at the ends of a step in which they touched."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Simulator:
@@ -50,6 +53,7 @@ class Table:
         turned = geo.rotation(block[2]) @ geo.CENTRE_OF_GRAVITY
         origin = block[:2] - geo.CENTRE_OF_GRAVITY + turned
         self._env.reset(seed=0, options={"reset_to_state": [*pusher, *origin, block[2]]})
+        self._touched = False
 
     @property
     def pusher(self) -> Float[np.ndarray, " 2"]:
@@ -61,7 +65,19 @@ class Table:
         """Pose of the block."""
         return np.array([*self._env.block.position, self._env.block.angle])
 
+    @property
+    def touched(self) -> bool:
+        """Whether the pusher touched the block during the last step."""
+        return self._touched
+
+    def _gap(self) -> float:
+        local = geo.to_block(self.pusher[None], self.block)
+        return float(geo.surface_distance(local)[0]) - geo.PUSHER_RADIUS
+
     def step(self, action: Float[np.ndarray, " 2"]) -> tuple[float, float]:
         """Hold a target for 0.1 s; return the reward in [0, 1] and the share of the goal that is covered."""
+        before = self._gap()
         _, reward, _, _, info = self._env.step(action)
+        # the simulator counts contacts of the block with the walls, too
+        self._touched = self._env.n_contact_points > 0 and min(before, self._gap()) < _NEAR
         return float(reward), float(info["coverage"])

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -127,6 +127,49 @@ class Environment(Protocol):
 
     def close(self) -> None:
         """Free windows and memory."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thing:
+    """Something that pictures show in a colour of its own, so that it can be found in them."""
+
+    name: str
+    colour: tuple[int, int, int]
+    """Red, green, blue, 0 to 255."""
+    place: tuple[float, float]
+    """Its middle now: shares of the picture's width (to the right) and height (down)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """What can be found by colour in the pictures of one view."""
+
+    view: str
+    body: Thing
+    """What the actions drive."""
+    things: tuple[Thing, ...]
+    """What moves only if it is pushed."""
+    scenery: tuple[tuple[int, int, int], ...]
+    """Colours of all that never moves; the first is the ground."""
+    flat: bool = False
+    """Seen from straight above: things keep their shape in the picture, whatever they do."""
+
+
+@runtime_checkable
+class GroundTruth(Protocol):
+    """What an environment may declare besides, so that imagined pictures can be held against its physics."""
+
+    def objects(self) -> Scene | None:
+        """Return what is where now; None if this task shows nothing that a colour gives away."""
+        ...
+
+    def contacts(self) -> frozenset[str]:
+        """Return the names of the things that the body touched during the last action."""
+        ...
+
+    def way_back(self, states: Float32[np.ndarray, "s ds"]) -> Float32[np.ndarray, "t da"]:
+        """Return actions that lead the body back along the states that it came by; empty if that can't be done."""
         ...
 
 

@@ -1,4 +1,8 @@
-"""Imagine a take: forward after forward, each from the pictures that the ones before it made."""
+"""Imagine a take: forward after forward, each from the pictures that the ones before it made.
+
+Context frames that no window made (future frames may be further apart than past ones) are masked, as at the start of a
+recording. Windows in between would give them, but pictures of two chains that drift apart in turn look like motion.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -33,24 +37,9 @@ class Rhythm:
         ahead = tuple(step for step in look_ahead(window, spec) if 0 < step <= reach)
         return cls(back=look_back(window, spec), ahead=ahead)
 
-    @property
-    def phases(self) -> list[int]:
-        """Moments up to now at which chains of windows begin.
-
-        One chain, from now, gives only every so many-th step. Where its context needs pictures in between, further chains
-        begin a little earlier, in the recorded past, and give them.
-        """
-        chunk, phases = self.ahead[-1], [0]
-        for back in sorted(self.back):
-            made = {(phase + step) % chunk for phase in phases for step in self.ahead}
-            if back and -back % chunk not in made:
-                phases.append(-back)
-        return sorted(phases)
-
     def moments(self, length: int) -> list[int]:
-        """Return the moments of all windows, in order, that imagine `length` steps."""
-        chunk = self.ahead[-1]
-        return sorted(m for phase in self.phases for m in range(phase, length, chunk) if m + self.ahead[0] <= length)
+        """Return the moments of the windows that imagine `length` steps: each begins where the one before it ends."""
+        return list(range(0, length - self.ahead[0] + 1, self.ahead[-1]))
 
     def steps(self, length: int) -> list[int]:
         """Return the steps at which there will be a picture."""
@@ -109,7 +98,9 @@ class Dreamer:
         """
         dreams = []
         for take, told in zip(takes, actions, strict=True):
-            past = {i - take.now: {v: x[i] for v, x in take.views.items()} for i in range(take.now + 1)}
+            past: dict[int, Frames] = {
+                i - take.now: {v: x[i] for v, x in take.views.items()} for i in range(take.now + 1)
+            }
             dreams.append(_Dream(take=take, actions=told[: take.now + length], pictures=past))
         for at in self.rhythm.moments(length):
             for start in range(0, len(dreams), self.batch_size):

@@ -1,7 +1,7 @@
 """Takes: what a simulator shows from one start under several known action sequences."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -25,7 +25,7 @@ class Take:
     kind: str
     prompt: str
     now: int
-    """Moment at which the actions begin that belong to the kind; those before are the same in all takes of a start."""
+    """Moment at which the actions begin that belong to the kind; those before are the same in all takes of a start but `again`."""
     views: dict[str, UInt8[np.ndarray, "s h w 3"]]
     states: Float32[np.ndarray, "s ds"]
     actions: Float32[np.ndarray, "t da"]
@@ -68,20 +68,17 @@ def record_takes(world: Environment, index: int, *, seed: int, history: int, len
     now = max(history, first - lead)
     if len(reel.actions) < now + length:
         return []
-    before = reel.actions[:now]
+    before, total = reel.actions[:now], now + length
     pushed = np.stack(reel.actions[now : now + length])
     takes = [("push", lambda: studio.follow(pushed)), ("stray", lambda: studio.stray(length)), ("hold", studio.hold)]
     turn = now + length // 2
     back = _back(world, reel, now, turn, pushed)
     if back is not None:
         takes.append(("back", lambda: studio.follow(back)))
+    found = [studio.take(kind, now, total, plan, before) for kind, plan in takes]
     if studio.has_expert:
-        takes.append(("again", lambda: studio.expert("again")))
-    return [
-        take
-        for kind, plan in takes
-        if (take := studio.take(kind, before, plan, length, turn if kind == "back" else None)) is not None
-    ]
+        found.append(studio.take("again", now, total, lambda: studio.expert("again")))
+    return [replace(take, turn=turn) if take.kind == "back" else take for take in found if take is not None]
 
 
 def _back(world: Environment, reel: _Reel, now: int, turn: int, pushed: np.ndarray) -> np.ndarray | None:
@@ -134,29 +131,29 @@ class _Studio:
     def take(
         self,
         kind: str,
-        before: list[np.ndarray],
+        now: int,
+        total: int,
         plan: Callable[[], Callable[[], Action]],
-        length: int,
-        turn: int | None,
+        before: Sequence[np.ndarray] = (),
     ) -> Take | None:
+        """Record `total` actions: first those given, then what the plan makes of the moment after them."""
         reel = self._begin()
         alive = all(self._step(reel, action) for action in before)
-        act = plan()  # looks at the moment `now`
-        while alive and len(reel.actions) < len(before) + length:
+        act = plan()
+        while alive and len(reel.actions) < total:
             alive = self._step(reel, act())
-        if len(reel.actions) < len(before) + length:
+        if len(reel.actions) < total:
             return None
         return Take(
             start=f"{self.task}-{self.seed[-1]}",
             kind=kind,
             prompt=self.world.prompt,
-            now=len(before),
+            now=now,
             views={view: np.stack([f[view] for f in reel.frames]) for view in reel.frames[0]},
             states=np.stack(reel.states),
             actions=np.stack(reel.actions),
             scenes=tuple(reel.scenes),
             touched=tuple(reel.touched),
-            turn=turn,
         )
 
     def expert(self, what: str) -> Callable[[], Action]:
