@@ -51,7 +51,7 @@ def test_a_ranking_leaves_a_record_a_page_and_films_the_same_every_time(model: P
     assert first == again
     assert [p["name"] for p in first["policies"]] == [f"p{i}" for i in range(6)]
     assert first["policies"][5]["variant"] == "steps=1, noise=9"
-    assert first["policies"][5]["num_inference_steps"] == 1
+    assert first["policies"][5]["clocks"]["num_inference_steps"] == 1
     assert len(first["starts"]) == 4
     figures = {(m["condition"], m["of"], m["measure"]): m["value"] for m in first["measures"]}
     assert figures["frozen", "progress", "pearson"] is None

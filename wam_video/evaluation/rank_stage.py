@@ -16,7 +16,9 @@ from wam_video.evaluation.rollout import Agent, Episode, Job, LoopConfig, roll
 from wam_video.evaluation.variants import Trembling, Variant, action_limits, describe
 from wam_video.evaluation.witness import Track, Witness
 from wam_video.inference import loading
+from wam_video.inference.opening import Acting, open_checkpoint
 from wam_video.inference.pipeline import WAMPipeline
+from wam_video.tensors import Mode
 
 MIN_POLICIES = 6
 """Of fewer, no order can be told from chance."""
@@ -66,8 +68,12 @@ class Stage:
     """The simulated worlds of a run, and what can be played in them."""
 
     def __init__(self, config: RankConfig) -> None:
-        self.config, self.pipes = config, dict[str, WAMPipeline]()
+        self.config, self.pipes = config, dict[str, Acting]()
         pipe = self.pipe(config.world_model)
+        if not isinstance(pipe, WAMPipeline) or Mode.FORWARD in pipe.unanswered():
+            raise ConfigError(
+                f"the world model {config.world_model!r} does not answer mode 'forward'; give a checkpoint that does"
+            )
         self.size = _size(pipe, "the world model")
         first = open_environment(config.env, self.size, **config.env_options)
         self.model = WorldModel(pipe, first.spec, num_inference_steps=config.steps)
@@ -85,10 +91,10 @@ class Stage:
         self.limits = action_limits(first)
         self.agents = {variant.name: self._agent(variant) for variant in config.policies}
 
-    def pipe(self, folder: str) -> WAMPipeline:
+    def pipe(self, folder: str) -> Acting:
         """Return a checkpoint, loaded once."""
         if folder not in self.pipes:
-            self.pipes[folder] = WAMPipeline.from_pretrained(loading.resolve(folder)).to(self.config.device)
+            self.pipes[folder] = open_checkpoint(folder).to(self.config.device)
         return self.pipes[folder]
 
     def _agent(self, variant: Variant) -> Agent:
@@ -156,18 +162,17 @@ class Stage:
             "name": variant.name,
             **self.facts(variant.folder),
             "variant": describe(variant),
-            "num_inference_steps": pipe.scheduler.path(variant.steps).num_inference_steps,
-            "policy_path": variant.path or pipe.scheduler.config.policy_path,
+            "clocks": pipe.sampling_facts(variant.steps, variant.path),
             "action_noise_std": variant.noise,
         }
 
 
-def action_scale(pipe: WAMPipeline, body: str) -> Float[np.ndarray, " da"]:
+def action_scale(pipe: Acting, body: str) -> Float[np.ndarray, " da"]:
     """Return the standard deviation of each dimension of the actions that a checkpoint was trained on."""
     return np.asarray(pipe.processor.config["stats"][body]["actions"]["std"], np.float64)
 
 
-def _size(pipe: WAMPipeline, what: str) -> tuple[int, int]:
+def _size(pipe: Acting, what: str) -> tuple[int, int]:
     window = pipe.processor.window
     if window.height is None or window.width is None:
         raise ConfigError(f"{what} does not say what size of pictures it reads; give a checkpoint whose window does")
