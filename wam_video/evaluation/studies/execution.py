@@ -16,6 +16,7 @@ from wam_video.evaluation.moments import batch_of, look_ahead, look_back
 from wam_video.evaluation.open_loop import donors, window_seed
 from wam_video.evaluation.studies.ledger import Figure, Ledger, refused
 from wam_video.evaluation.studies.stage import NotRepeatableError, Performance, Situation, Stage, StageConfig
+from wam_video.evaluation.studies.tracking import place_sums
 from wam_video.evaluation.study import Film, Findings, StudyWords, Subject, missing, question
 from wam_video.inference.inputs import horizon
 from wam_video.tensors import Mode
@@ -24,21 +25,25 @@ _NAME = "execution"
 _MODES = (Mode.POLICY, Mode.JOINT)
 _FILMS = 2
 _PROGRESS, _SUCCESS, _STATE = 0, 1, 2
+_BODY, _THINGS = 0, 1
 
 _PSNR = Figure(metric="psnr_moving", unit="dB", score=lambda s: video_scores(s)["psnr_moving"])
 
 
-def _mean(metric: str, unit: str, place: int, factor: float, *, root: bool = False) -> Figure:
-    def score(sums: Float[Tensor, "*n 3 2"]) -> Float[Tensor, "*n"]:
+def _mean(
+    metric: str, unit: str, place: int, factor: float, *, root: bool = False, more_is_better: bool = True
+) -> Figure:
+    def score(sums: Float[Tensor, "*n k 2"]) -> Float[Tensor, "*n"]:
         mean = sums[..., place, 0] / sums[..., place, 1]
         return factor * (mean.sqrt() if root else mean)
 
-    return Figure(metric=metric, unit=unit, score=score, more_is_better=not root)
+    return Figure(metric=metric, unit=unit, score=score, more_is_better=more_is_better)
 
 
 _GAIN = _mean("progress", "%", _PROGRESS, 100.0)
-_REACHED = _mean("success", "%", _SUCCESS, 100.0)
-_AWAY = _mean("state_error", "std", _STATE, 1.0, root=True)
+_AWAY = _mean("state_error", "std", _STATE, 1.0, root=True, more_is_better=False)
+_BODY_ERROR = _mean("body_error", "%", _BODY, 100.0, more_is_better=False)
+_THING_ERROR = _mean("thing_error", "%", _THINGS, 100.0, more_is_better=False)
 
 
 class Execution:
@@ -50,12 +55,15 @@ class Execution:
         sentence=(
             "At moments of the expert's episodes from new starts, policy and joint plan one chunk of actions, which the simulator then "
             "carries out without looking again. Plan adherence is how near the imagined video (policy: forward with its own plan) is to "
-            "what then happened, beside what the model imagines for another moment's plan and the last frame again. Progress is what was "
+            "what then happened, beside what the model imagines for another moment's plan and the last frame again; where the simulator "
+            "tells where things are, they are also looked for in the imagined pictures by their colours. Progress is what was "
             "gained during the chunk; success counts where the expert reaches the goal with its next chunk; the state error is the "
             "distance of the body from where the expert would have led it."
         ),
         metrics={
             "psnr_moving": "Plan adherence: imagined against executed, PSNR of moving pixels, dB (longer is better)",
+            "body_error": "Body in the imagined pictures against the simulator's, % of the picture (shorter is better)",
+            "thing_error": "Things in the imagined pictures against the simulator's, % of the picture (shorter is better)",
             "progress": "Progress gained during one chunk, % of the task (longer is better)",
             "success": "Goal reached where one chunk is left for the expert, % (longer is better)",
             "state_error": "State against the expert's, standard deviations (shorter is better)",
@@ -67,6 +75,7 @@ class Execution:
             "joint_other": "joint, another moment's plan",
             "policy_copy": "last frame again, against policy's",
             "joint_copy": "last frame again, against joint's",
+            "executed": "what happened, found by colour (floor)",
             "expert": "the scripted expert",
             "hold": "holding still",
             "random": "random actions",
@@ -137,16 +146,17 @@ class _Trial:
         self.partner = donors(episodes)
         self.video = Ledger(_NAME, self.spec.name, episodes, self.subject.bootstrap)
         self.deeds = Ledger(_NAME, self.spec.name, episodes, self.subject.bootstrap)
+        self.places = Ledger(_NAME, self.spec.name, episodes, self.subject.bootstrap)
         plans = {mode.value: self._plan(mode) for mode in self.modes}
         self._act(plans)
         for mode, plan in plans.items():
             self._compare(mode, plan)
         self._report(plans)
-        found = self.video.findings
+        parts = [ledger.findings for ledger in (self.video, self.places, self.deeds)]
         return Findings(
-            rows=found.rows + self.deeds.findings.rows,
-            answers=found.answers + self.deeds.findings.answers,
-            left_out=found.left_out + self.deeds.findings.left_out,
+            rows=[row for part in parts for row in part.rows],
+            answers=[answer for part in parts for answer in part.answers],
+            left_out=[pair for part in parts for pair in part.left_out],
             films=[film for i in range(min(_FILMS, len(episodes))) if (film := self._film(i, plans)) is not None],
         )
 
@@ -214,13 +224,26 @@ class _Trial:
             true = _pixels([performance.frames.get(step, black) for step in self.ahead], views)
             known = torch.tensor([step in performance.frames for step in self.ahead]).expand(1, len(views), -1)
 
-            def errors(video: Tensor, true: Tensor = true, last: Tensor = last, known: Tensor = known) -> Tensor:
-                return video_sums(video[None], true[None], last[None], known)
-
-            self.video.add(mode, errors(plan.video[i]))
-            self.video.add(f"{mode}_copy", errors(last[:, None].expand_as(true)))
+            shown = {mode: plan.video[i], f"{mode}_copy": last[:, None].expand_as(true)}
             if plan.other is not None:
-                self.video.add(f"{mode}_other", errors(plan.other[i]))
+                shown[f"{mode}_other"] = plan.other[i]
+            for condition, video in shown.items():
+                self.video.add(condition, video_sums(video[None], true[None], last[None], known))
+            if any(s.scene for s in self.situations):
+                shown |= {"executed": true} if mode == self.modes[0].value else {}
+                for condition, video in shown.items():
+                    self.places.add(condition, self._places(situation, performance, video)[None])
+
+    def _places(self, situation: Situation, performance: Performance, video: Tensor) -> Float[Tensor, "2 2"]:
+        """Look for body and things in a video of what follows a situation."""
+        now = situation.scene
+        if now is None or now.view not in self.spec.views[: len(video)]:
+            return torch.zeros(2, 2, dtype=torch.float64)
+        pixels = (video[self.spec.views.index(now.view)] * 255).round().clamp(0, 255).to(torch.uint8)
+        film = np.concatenate(
+            [situation.moment.pictures[0][now.view][None], rearrange(pixels, "f c h w -> f h w c").numpy()]
+        )
+        return place_sums(film, self.ahead, now, performance.scenes)
 
     def _report(self, plans: dict[str, _Plan]) -> None:
         conditions = list(Execution.words.conditions)
@@ -234,9 +257,15 @@ class _Trial:
             if step <= self.horizon
         ]
         self.video.rows([_PSNR, *curves], conditions)
+        if any(s.scene for s in self.situations):
+            self.places.rows([_BODY_ERROR, _THING_ERROR], conditions)
+        else:
+            self.places.leave_out("execution: body and thing error", "the simulator does not tell where things are")
         self.deeds.rows([_GAIN], conditions)
         if any(s.is_last for s in self.situations):
-            self.deeds.rows([_REACHED], conditions)
+            for condition in (c for c in conditions if c in self.deeds):
+                reached, of = self.deeds.sums(condition)[:, _SUCCESS].sum(dim=0).tolist()
+                self.deeds.rate("success", condition, round(reached), round(of))
         else:
             self.deeds.leave_out("execution: success", "the expert reached the goal in no episode that was simulated")
         if "expert" not in self.deeds:
@@ -252,7 +281,11 @@ class _Trial:
 
     def _ask(self, mode: str) -> None:
         def check(what: str, metric: str, worse: str, asks: str, flag: str) -> None:
-            ledger, figure = (self.video, _PSNR) if metric == "psnr_moving" else (self.deeds, _GAIN)
+            ledger, figure = {
+                "psnr_moving": (self.video, _PSNR),
+                "body_error": (self.places, _BODY_ERROR),
+                "progress": (self.deeds, _GAIN),
+            }[metric]
             better = (_NAME, mode)
             ledger.ask(
                 question(f"execution_{mode}_{what}", metric, better, (_NAME, worse), asks=asks, flag=flag), figure
@@ -266,6 +299,11 @@ class _Trial:
             "beats_copy", "psnr_moving", f"{mode}_copy",
             f"Is what {mode} imagined nearer to what happened than the last frame again?",
             f"what {mode} imagined is no better than the last frame again",
+        )  # fmt: skip
+        check(
+            "knows_where", "body_error", f"{mode}_copy",
+            f"Is the body that {mode} imagines where the simulator has it, rather than where it was?",
+            f"{mode} imagines the body no nearer to where it goes than where it was",
         )  # fmt: skip
         check(
             "gets_farther", "progress", "hold",

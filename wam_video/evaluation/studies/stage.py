@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32
 
-from wam_video.data.simulation import Environment, Outcome
+from wam_video.data.simulation import Environment, GroundTruth, Outcome, Scene
 from wam_video.evaluation.moments import Frames, Moment
 
 Action = Float32[np.ndarray, " da"]
@@ -36,6 +36,8 @@ class Situation:
     """What the expert does next; None without one."""
     is_last: bool
     """The expert reaches the goal with the last action of `rest`."""
+    scene: Scene | None = None
+    """What pictures show, where the world tells."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,8 @@ class Performance:
     """At the end."""
     success: bool
     """The goal was met at some step."""
+    scenes: dict[int, Scene | None]
+    """What the pictures show, where the world tells."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +96,7 @@ class Stage:
         if last < first:
             return []
         places = sorted({round(float(x)) for x in np.linspace(first, last, self.config.count)})
-        pictures = self._draw(task, seed, actions, {at - back for at in places for back in self.config.back})
+        drawn = self._draw(task, seed, actions, {at - back for at in places for back in self.config.back})
         return [
             Situation(
                 task=task,
@@ -100,7 +104,7 @@ class Stage:
                 episode=f"{task}-{index}",
                 lead=actions[:at],
                 moment=Moment(
-                    pictures={back: pictures[at - back] for back in self.config.back},
+                    pictures={back: drawn[at - back][0] for back in self.config.back},
                     state=states[at],
                     prompt=self.world.prompt,
                     key=f"{task}-{self.config.seed}-{index}@{at}",
@@ -108,6 +112,7 @@ class Stage:
                 progress=outcomes[at - 1].progress,
                 rest=actions[at : at + horizon] if has_expert else None,
                 is_last=has_expert and outcomes[-1].success and at + horizon == len(actions),
+                scene=drawn[at][1],
             )
             for at in places
         ]
@@ -128,7 +133,7 @@ class Stage:
             pass
         if not np.allclose(world.state(), situation.moment.state, rtol=1e-4, atol=1e-5):
             raise NotRepeatableError
-        frames, states, success = {}, [], False
+        frames, scenes, states, success = {}, {}, [], False
         outcome = Outcome(reward=0.0, success=False, progress=situation.progress)
         for step in range(self.config.horizon):
             if not outcome.done:
@@ -136,8 +141,10 @@ class Stage:
             success = success or outcome.success
             states.append(world.state())
             if step + 1 in film:
-                frames[step + 1] = world.frames()
-        return Performance(frames=frames, states=np.stack(states), progress=outcome.progress, success=success)
+                frames[step + 1], scenes[step + 1] = world.frames(), self._scene()
+        return Performance(
+            frames=frames, scenes=scenes, states=np.stack(states), progress=outcome.progress, success=success
+        )
 
     def _episode(self, task: str, seed: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, list[Outcome], bool]:
         """Play an episode and return its actions, its states (one more) and outcomes, and whether an expert played."""
@@ -152,10 +159,15 @@ class Stage:
             states.append(world.state())
         return np.stack(actions), np.stack(states), outcomes, expert is not None
 
-    def _draw(self, task: str, seed: tuple[int, ...], actions: np.ndarray, steps: set[int]) -> dict[int, Frames]:
+    def _draw(
+        self, task: str, seed: tuple[int, ...], actions: np.ndarray, steps: set[int]
+    ) -> dict[int, tuple[Frames, Scene | None]]:
         """Play an episode again, up to the last of the steps that are wanted, and draw those."""
         played = self._replay(task, seed, actions[: max(steps)])
-        return {step: self.world.frames() for step in played if step in steps}
+        return {step: (self.world.frames(), self._scene()) for step in played if step in steps}
+
+    def _scene(self) -> Scene | None:
+        return self.world.objects() if isinstance(self.world, GroundTruth) else None
 
     def _replay(self, task: str, seed: tuple[int, ...], actions: np.ndarray) -> Iterator[int]:
         self.world.reset(task, seed)

@@ -8,6 +8,7 @@ import torch
 from tests.unit.evaluation.line_world import SPEC, LineWorld
 from tests.unit.evaluation.studies.toy_subject import toy_processor, toy_subject
 from tests.unit.evaluation.toy_world import make_group
+from wam_video.data.simulation import Scene, Thing
 from wam_video.evaluation.open_loop import Generated
 from wam_video.evaluation.studies.execution import Execution
 from wam_video.evaluation.studies.stage import Stage, StageConfig
@@ -71,9 +72,44 @@ class Planner:
         if self.broken == "frozen" or (self.broken == "joint_disagrees" and mode is Mode.JOINT):
             moves = 0 * moves if self.broken == "frozen" else -moves
         ahead = batch.state[:, None] + moves.cumsum(1)
-        width = (ahead[..., 0].abs() * 32).floor()[..., None, None, None]
-        video = (torch.arange(32) < width).float().expand(-1, -1, 3, 32, -1) * 200 / 255
-        return Generated(actions=None if mode is Mode.FORWARD else actions, video=video[:, None])
+        video = self.draw(ahead[..., 0])[:, None]
+        return Generated(actions=None if mode is Mode.FORWARD else actions, video=video)
+
+    def draw(self, at: torch.Tensor) -> torch.Tensor:
+        width = (at.abs() * 32).floor()[..., None, None, None]
+        return (torch.arange(32) < width).float().expand(-1, -1, 3, 32, -1) * 200 / 255
+
+
+RED = (230, 30, 20)
+
+
+class Located(TwoSides):
+    """Shows a red square where the point is, and says so."""
+
+    def frames(self, size: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
+        painted = Painter().draw(torch.tensor([self.at[0]]))[0]
+        return {"front": (painted * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()}
+
+    def objects(self) -> Scene:
+        body = Thing(name="point", colour=RED, place=(0.5 + 0.4 * float(self.at[0]), 0.5))
+        return Scene(view="front", body=body, things=(), scenery=((0, 0, 0),))
+
+    def contacts(self) -> frozenset[str]:
+        return frozenset()
+
+    def way_back(self, states: np.ndarray) -> np.ndarray:
+        return states[:0]
+
+
+class Painter(Planner):
+    def draw(self, at: torch.Tensor) -> torch.Tensor:
+        x = 32 * (0.5 + 0.4 * at)[..., None, None, None]
+        column = ((torch.arange(32) + 0.5 - x).abs() <= 3).float()
+        row = ((torch.arange(32) - 15.5).abs() <= 3).float()[:, None]
+        return column * row * (torch.tensor(RED) / 255)[:, None, None]
+
+
+_NOT_LOCATED = ("execution: body and thing error", "the simulator does not tell where things are")
 
 
 def execute(broken: str = "", world: type = TwoSides, **changes) -> tuple[Findings, dict, dict[str, str]]:
@@ -82,7 +118,8 @@ def execute(broken: str = "", world: type = TwoSides, **changes) -> tuple[Findin
         "open_environment": world,
         "options": StudyOptions(env="line", episodes=8),
     }
-    subject = toy_subject(Planner(broken), processor=toy_processor(SPEC, WINDOW), **(values | changes))
+    planner = Painter if world is Located else Planner
+    subject = toy_subject(planner(broken), processor=toy_processor(SPEC, WINDOW), **(values | changes))
     found = Execution().run(subject)
     rows = {(r.metric, r.condition): r.estimate.value for r in found.rows if r.time_s is None}
     return found, rows, {a.check.name: a.status for a in found.answers}
@@ -97,10 +134,25 @@ def test_what_a_right_model_plans_happens_as_imagined_and_gets_somewhere() -> No
     assert rows["progress", "hold"] == 0.0
     assert rows["success", "policy"] == rows["success", "expert"] == 100.0
     assert rows["success", "hold"] == 0.0
+    (rate,) = [r.estimate for r in found.rows if (r.metric, r.condition) == ("success", "policy")]
+    assert rate.num_episodes == 8
+    assert 60 < rate.low < 80 < rate.high == pytest.approx(100), "eight of eight is not certainty"
     assert rows["state_error", "policy"] < 1e-6 < rows["state_error", "policy_other"]
     assert {r.time_s for r in found.rows} == {None, 0.1, 0.2}
-    assert not found.left_out
+    assert found.left_out == [_NOT_LOCATED]
     assert len(found.films) == 2
+
+
+def test_where_the_simulator_tells_the_imagined_body_is_looked_for() -> None:
+    found, rows, status = execute(world=Located)
+    assert status["execution_policy_knows_where"] == status["execution_joint_knows_where"] == "yes"
+    assert rows["body_error", "policy"] == rows["body_error", "executed"] < 1.0, "less than a third of a pixel"
+    assert rows["body_error", "policy_other"] > 4.0, "two steps apart and more"
+    assert rows["body_error", "policy_copy"] == pytest.approx(100 * 0.4 * 0.15, abs=1), "a step and a half behind"
+    assert _NOT_LOCATED not in found.left_out
+    assert ("execution: thing_error of policy", "not defined on these windows") in found.left_out
+    for broken in ("frozen", "joint_disagrees"):
+        assert execute(broken, world=Located)[2]["execution_joint_knows_where"] == "no"
 
 
 @pytest.mark.parametrize(
