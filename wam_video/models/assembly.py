@@ -116,7 +116,7 @@ class TokenAssembly(nn.Module):
             state, mask = call.state
             known = self.state_embedder(octave_features(state.to(like), self.config["input_octaves"]), call.embodiment)
             tokens = torch.where(mask.any(-1, keepdim=True), known, tokens)
-        clocks = torch.zeros_like(times)
+        clocks = torch.zeros_like(times, dtype=call.t_video.dtype)  # times may be of a finer type than clocks
         if self.config["state_clock"] == "action" and call.actions is not None:
             clocks = call.t_action[:, :: call.t_action.shape[1] // count]
         positions = side_positions(times * self.config["rope_rate"])
@@ -131,7 +131,8 @@ class TokenAssembly(nn.Module):
         slots = torch.zeros(count * each, dtype=torch.long, device=times.device)
         meta = side_meta(call.ids.chunks.repeat_interleave(each, dim=1), Modality.REGISTER)
         positions = side_positions(times * self.config["rope_rate"]).repeat_interleave(each, dim=1)
-        return self._group(tokens, torch.zeros_like(times[:, :1]), slots, positions, meta)
+        clocks = torch.zeros_like(times[:, :1], dtype=call.t_video.dtype)
+        return self._group(tokens, clocks, slots, positions, meta)
 
     def _group(
         self,

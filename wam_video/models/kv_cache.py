@@ -70,9 +70,12 @@ class CacheLayout:
 class LayerCache:
     """Keys and values of one block (`attention.LayerMemory`)."""
 
-    def __init__(self, key: HeadTensor, value: HeadTensor, contexts: Sequence[Context]) -> None:
+    def __init__(
+        self, key: HeadTensor, value: HeadTensor, contexts: Sequence[Context], rows: Int[Tensor, " p"] | None = None
+    ) -> None:
         self.key, self.value = key, value
         self.contexts = list(contexts)
+        self._rows = rows
         self._filled = 0
         self._target: tuple[Int[Tensor, " r"], Int[Tensor, "r n"]] | None = None
 
@@ -81,7 +84,8 @@ class LayerCache:
         """Keys and values of the places in use."""
         if self._filled == 0:
             return None
-        return self.key[:, : self._filled], self.value[:, : self._filled]
+        key, value = self.key[:, : self._filled], self.value[:, : self._filled]
+        return (key, value) if self._rows is None else (key[self._rows], value[self._rows])
 
     def context(self, tower: int) -> Context:
         """Return the prompt's keys and values."""
@@ -91,13 +95,23 @@ class LayerCache:
         """Write the call's keys and values, if it is one that observes."""
         if self._target is not None:
             rows, places = self._target
-            self.key[rows[:, None], places] = key[rows]
-            self.value[rows[:, None], places] = value[rows]
+            own = (rows if self._rows is None else self._rows[rows])[:, None]
+            self.key[own, places] = key[rows]
+            self.value[own, places] = value[rows]
 
     def prepare(self, filled: int, target: tuple[Int[Tensor, " r"], Int[Tensor, "r n"]] | None) -> "LayerCache":
         """Say how much the next call may read, and where it writes."""
         self._filled, self._target = filled, target
         return self
+
+    def part(self, rows: Int[Tensor, " p"]) -> "LayerCache":
+        """Return some rows, over the same memory."""
+
+        def pick(context: HeadTensor, _: HeadTensor) -> HeadTensor:
+            return context[rows]
+
+        contexts = [_merge(pick, context, context) for context in self.contexts]
+        return LayerCache(self.key, self.value, contexts, rows if self._rows is None else self._rows[rows])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +127,8 @@ class KVCache:
     last_frame: Float[Tensor, "b v c 1 h w"]
     """The last observed frame of each row (for `residual_video`)."""
     filled: int = 0
-    """Places that some row has used since the cache was made; a reset does not free them, so that the shapes, and with them
-    the bits, of the other rows stay."""
+    """Places that some row has used since all were empty; the reset of a row does not free them, so that the shapes, and with
+    them the bits, of the other rows stay."""
 
     @property
     def solid(self) -> bool:
@@ -177,7 +191,41 @@ class KVCache:
         real[rows.to(real.device)] = 0
         selected = self._rows(rows)
         counts = tuple(0 if row in selected else count for row, count in enumerate(self.counts))
-        return replace(self, meta=self.meta._replace(real=real), counts=counts)
+        return replace(
+            self, meta=self.meta._replace(real=real), counts=counts, filled=self.filled if any(counts) else 0
+        )
+
+    def part(self, rows: Sequence[int]) -> "KVCache":
+        """Return some rows as a batch of their own over the same memory, so that a call computes those only.
+
+        What it observes is written for good; `joined` takes up the rest.
+        """
+        if list(rows) == list(range(len(self.counts))):
+            return self
+        index = torch.tensor(rows, device=self.meta.real.device)
+        return replace(
+            self,
+            layers=tuple(layer.part(index) for layer in self.layers),
+            meta=TokenMeta(*(field[index] for field in self.meta)),
+            counts=tuple(self.counts[row] for row in rows),
+            last_frame=self.last_frame[index],
+        )
+
+    def joined(self, part: "KVCache", rows: Sequence[int]) -> "KVCache":
+        """Return the cache after `part(rows)` has observed."""
+        if len(rows) == len(self.counts):
+            return part
+        index = torch.tensor(rows, device=self.meta.real.device)
+        counts = list(self.counts)
+        for row, count in zip(rows, part.counts, strict=True):
+            counts[row] = count
+        return replace(
+            self,
+            meta=TokenMeta(*(old.index_copy(0, index, new) for old, new in zip(self.meta, part.meta, strict=True))),
+            counts=tuple(counts),
+            last_frame=self.last_frame.index_copy(0, index, part.last_frame),
+            filled=max(self.filled, part.filled),
+        )
 
     def with_contexts(self, contexts: Sequence[Sequence[Context]], rows: Bool[Tensor, " b"]) -> "KVCache":
         """Return the cache with other prompts in some rows; `contexts` has each block's towers."""
@@ -193,7 +241,7 @@ class KVCache:
     def _kept(self, count: int) -> list[int]:
         """Return the chunks that a row still has after `count`."""
         sinks, ring = self.layout.sinks, self.layout.ring
-        return [chunk for chunk in range(count) if chunk < sinks or chunk >= count - ring]
+        return [*range(min(sinks, count)), *range(max(sinks, count - ring), count)]
 
     def _rows(self, rows: Bool[Tensor, " b"] | None) -> list[int]:
         wanted = [True] * len(self.counts) if rows is None else rows.tolist()

@@ -26,6 +26,7 @@ class ObservesChunks(RunsBlocks):
         max_chunks: int,
         num_actions: int = 0,
         image_embeds: Float[Tensor, "b i di"] | None = None,
+        window: int | None = None,
     ) -> KVCache:
         """Return an empty cache that knows the prompts.
 
@@ -37,6 +38,7 @@ class ObservesChunks(RunsBlocks):
                 context, if it knows no chunks.
             num_actions: Actions of a chunk, which are kept if the network reads them (`action_history`).
             image_embeds: Image context, if the network has an `image_dim`: of the first frame, for as long as the cache lasts.
+            window: Keep the last so many chunks only, as a network with that `window` (or its own, if that is smaller) does.
 
         Raises:
             ConfigError: What the network makes of observed frames depends on the others.
@@ -50,12 +52,13 @@ class ObservesChunks(RunsBlocks):
         max_chunks = max_chunks if rule.causal else 1
         views, _, height, width = latent_shape
         frame = views * (height // patch[1]) * (width // patch[2])
-        drops = rule.window is not None and rule.window < max_chunks
+        kept = min((size for size in (window, rule.window) if size is not None), default=max_chunks)
+        drops = rule.causal and kept < max_chunks
         layout = CacheLayout(
             first=num_context * frame,
             chunk=rule.chunk_frames * frame + (num_actions if rule.action_history else 0),
             sinks=rule.sink_chunks if drops else 0,
-            ring=rule.window if drops and rule.window is not None else max_chunks,
+            ring=min(kept, max_chunks),
             drops=drops,
         )
         contexts = self.contexts(text_embeds, image_embeds)

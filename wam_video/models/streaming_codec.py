@@ -5,7 +5,8 @@ convolutions needs the last two frames that it saw before. diffusers keeps those
 are handed in and given back, so that many streams share one codec and a stream can be branched or taken up again.
 """
 
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, patchify
@@ -77,6 +78,54 @@ def encode_frames(
     out = torch.cat(latents, dim=3)
     pending = video[:, :, :, used:].clone()  # a view would keep all the frames alive
     return out, EncoderState(features=features, pending=pending, num_latents=state.num_latents + out.shape[3])
+
+
+def encode_streams(
+    codec: Codec, videos: Sequence[Float[Tensor, "v 3 f h w"]], states: Sequence[EncoderState]
+) -> tuple[list[Float[Tensor, "v c t h2 w2"]], list[EncoderState]]:
+    """Encode the next frames of several streams, each as `encode_frames` does, those at the same point in one batch.
+
+    Args:
+        codec: The codec.
+        videos: The frames of each stream, not necessarily as many.
+        states: Of one stream each.
+    """
+    latents: list[Tensor] = [torch.empty(0)] * len(videos)
+    after = list(states)
+    alike: dict[Hashable, list[int]] = {}
+    for i, (video, state) in enumerate(zip(videos, states, strict=True)):
+        alike.setdefault((tuple(video.shape), _phase(state)), []).append(i)
+    for group in alike.values():
+        out, state = encode_frames(codec, torch.stack([videos[i] for i in group]), _join([states[i] for i in group]))
+        for place, i in enumerate(group):
+            latents[i], row = out[place], _row(state, place, len(group))
+            after[i] = replace(row, num_latents=states[i].num_latents + out.shape[3])
+    return latents, after
+
+
+def _phase(state: EncoderState) -> Hashable:
+    """Return what streams must have in common to be encoded in one batch."""
+    pending = None if state.pending is None else tuple(state.pending.shape)
+    return state.num_latents > 0, pending, tuple(None if x is None else tuple(x.shape) for x in state.features)
+
+
+def _join(states: Sequence[EncoderState]) -> EncoderState:
+    if len(states) == 1:
+        return states[0]
+    features = [
+        None if parts[0] is None else torch.cat(parts) for parts in zip(*(s.features for s in states), strict=True)
+    ]
+    pending = None if states[0].pending is None else torch.cat([s.pending for s in states if s.pending is not None])
+    return EncoderState(features=tuple(features), pending=pending, num_latents=states[0].num_latents)
+
+
+def _row(state: EncoderState, row: int, count: int) -> EncoderState:
+    """Return the state of one stream of a batch, without keeping the others' memory alive."""
+    if count == 1:
+        return state
+    features = tuple(None if x is None else x.chunk(count)[row].clone() for x in state.features)
+    pending = None if state.pending is None else state.pending[row : row + 1].clone()
+    return EncoderState(features=features, pending=pending, num_latents=state.num_latents)
 
 
 def _encode_group(
