@@ -126,11 +126,10 @@ def tiny_transformer(config: TinyConfig, in_channels: int, mask_channels: int = 
         ffn_dim=48,
         freq_dim=32,
         text_dim=16,
-        num_registers=2,
         video_prediction=config.video_prediction,
         action_prediction=config.action_prediction,
         residual_video=config.residual_video,
-        **((image if config.image else {}) | config.model),
+        **({"num_registers": 2} | (image if config.image else {}) | config.model),
     )
     for parameter in transformer.parameters():
         if not parameter.any():

@@ -75,16 +75,16 @@ def build_conditions(processor: WAMProcessor, request: Request) -> Conditions:
         ConfigError: Something is missing, superfluous, or of the wrong type, width, length or range.
     """
     window = processor.window
-    frames = _frames(request.video)
-    embodiments = _embodiments(request.embodiment, len(frames), processor)
-    video = _pixels(frames, window, [processor.fit(name) for name in embodiments])
+    frames = frames_array(request.video)
+    embodiments = embodiments_of(request.embodiment, len(frames), processor)
+    video = model_pixels(frames, window, [processor.fit(name) for name in embodiments])
     specs = [processor.spec(name) for name in embodiments]
     video, frame_mask = _fit_frames(video, request.mode, request.spec, window)
-    frame_mask = frame_mask & _view_mask(specs, video.shape[1], window)[:, :, None]
+    frame_mask = frame_mask & view_mask_of(specs, video.shape[1], window)[:, :, None]
     horizons = [horizon(window, name) for name in embodiments]
     _check_action_role(request, specs, horizons)
     actions, action_given = _actions(request, specs, horizons, processor)
-    state, state_mask = _state(request.state, specs, embodiments, processor)
+    state, state_mask = state_of(request.state, specs, embodiments, processor)
     return Conditions(
         video=video,
         frame_mask=frame_mask,
@@ -96,7 +96,7 @@ def build_conditions(processor: WAMProcessor, request: Request) -> Conditions:
         action_times=torch.stack([_float(window.action_times(spec.action_rate)) for spec in specs]),
         state=state,
         state_mask=state_mask,
-        prompts=_per_sample("prompt", request.prompt, len(specs)),
+        prompts=per_sample("prompt", request.prompt, len(specs)),
         embodiments=embodiments,
     )
 
@@ -153,7 +153,7 @@ def _pad(x: Tensor, width: int) -> Tensor:
     return torch.nn.functional.pad(x, (0, max(width, 1) - x.shape[-1]))
 
 
-def _frames(video: Any) -> np.ndarray:
+def frames_array(video: Any) -> np.ndarray:
     """Return a caller's frames with a batch axis: uint8 `b v f h w 3`, or float in [0, 1] `b v f 3 h w`."""
     array = video.detach().cpu().numpy() if isinstance(video, Tensor) else np.asarray(video)
     if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
@@ -170,7 +170,7 @@ def _frames(video: Any) -> np.ndarray:
     return array[None] if array.ndim == 5 else array
 
 
-def _pixels(array: np.ndarray, window: WindowConfig, fits: Sequence[str]) -> Float[Tensor, "b v 3 f h w"]:
+def model_pixels(array: np.ndarray, window: WindowConfig, fits: Sequence[str]) -> Float[Tensor, "b v 3 f h w"]:
     """Bring frames into [-1, 1] at the model's size, each sample as its embodiment's recordings were."""
     if array.dtype != np.uint8:
         if _size(window, array.shape[-2:]) == array.shape[-2:]:
@@ -208,7 +208,12 @@ def _fit_frames(
     return torch.cat([missing, video], dim=3), mask.expand(*video.shape[:2], wanted)
 
 
-def _view_mask(specs: list[EmbodimentSpec], views: int, window: WindowConfig) -> Bool[Tensor, "b v"]:
+def view_mask_of(specs: Sequence[EmbodimentSpec], views: int, window: WindowConfig) -> Bool[Tensor, "b v"]:
+    """Return which cameras each body has.
+
+    Raises:
+        ConfigError: A video of `views` cameras is not what these bodies have.
+    """
     counts = [min(len(spec.views), window.max_views) for spec in specs]
     if views != max(counts):
         spec = specs[counts.index(max(counts))]
@@ -218,19 +223,29 @@ def _view_mask(specs: list[EmbodimentSpec], views: int, window: WindowConfig) ->
     return torch.arange(views)[None] < torch.tensor(counts)[:, None]
 
 
-def _embodiments(given: str | Sequence[str] | None, batch: int, processor: WAMProcessor) -> tuple[str, ...]:
+def embodiments_of(given: str | Sequence[str] | None, batch: int, processor: WAMProcessor) -> tuple[str, ...]:
+    """Return the body of each sample; it need not be named where the model knows only one.
+
+    Raises:
+        ConfigError: It must be named, or the model does not know it.
+    """
     if given is None:
         names = [spec["name"] for spec in processor.config["embodiments"]]
         if len(names) > 1:
             raise ConfigError(f"embodiment is missing; this model knows: {', '.join(names)}")
         return (names[0],) * batch
-    names = _per_sample("embodiment", given, batch)
+    names = per_sample("embodiment", given, batch)
     for name in names:
         processor.index(name)
     return names
 
 
-def _per_sample(what: str, values: str | Sequence[str], batch: int) -> tuple[str, ...]:
+def per_sample(what: str, values: str | Sequence[str], batch: int) -> tuple[str, ...]:
+    """Return one string a sample.
+
+    Raises:
+        ConfigError: There are more or fewer.
+    """
     if isinstance(values, str):
         return (values,) * batch
     if len(values) != batch or not all(isinstance(value, str) for value in values):
@@ -268,7 +283,7 @@ def _actions(
     if given is None:
         return actions, known
     names = tuple(spec.name for spec in specs)
-    rows = _rows(what, given, [spec.action_dim for spec in specs], names, ndim=2)
+    rows = one_each(what, given, [spec.action_dim for spec in specs], names, ndim=2)
     for i, (row, count) in enumerate(zip(rows, horizons, strict=True)):
         steps = row.shape[0]
         if is_prefix and not steps < count:
@@ -284,19 +299,24 @@ def _actions(
     return actions, known
 
 
-def _state(
-    given: Any, specs: list[EmbodimentSpec], embodiments: tuple[str, ...], processor: WAMProcessor
+def state_of(
+    given: Any, specs: Sequence[EmbodimentSpec], embodiments: tuple[str, ...], processor: WAMProcessor
 ) -> tuple[Float[Tensor, "b ds"], Bool[Tensor, "b ds"]]:
+    """Return proprioception padded to the model's width, in physical units, and which of it is real; None: unknown.
+
+    Raises:
+        ConfigError: It is not as wide as the body's, or no finite numbers.
+    """
     state = torch.zeros(len(specs), max(processor.max_state_dim, 1))
     mask = torch.zeros(state.shape, dtype=torch.bool)
     if given is not None:
-        for i, row in enumerate(_rows("state", given, [spec.state_dim for spec in specs], embodiments, ndim=1)):
+        for i, row in enumerate(one_each("state", given, [spec.state_dim for spec in specs], embodiments, ndim=1)):
             state[i, : len(row)] = row
             mask[i, : len(row)] = True
     return state, mask
 
 
-def _rows(what: str, given: Any, widths: list[int], embodiments: tuple[str, ...], *, ndim: int) -> list[Tensor]:
+def one_each(what: str, given: Any, widths: list[int], embodiments: tuple[str, ...], *, ndim: int) -> list[Tensor]:
     """Split `[b] ... width` into one tensor a sample, each as wide as its embodiment.
 
     A list holds one array a sample; an array is as wide as the widest embodiment of the call.

@@ -23,6 +23,7 @@ from wam_video.inference.noise import Generators, make_generators
 from wam_video.inference.outputs import WAMOutput, fit, physical_actions
 from wam_video.inference.registration import register_components
 from wam_video.inference.sampling import Prepared, SamplingConfig, decode_future, prepare
+from wam_video.inference.stream import Streams
 from wam_video.models.image_context import ImageContext
 from wam_video.models.text import encode_text
 from wam_video.models.transformer import WAMTransformer
@@ -49,7 +50,7 @@ class RunOptions:
     callback_on_step_end: OnStep | None = None
 
 
-class WAMPipeline(CheckpointFolder):
+class WAMPipeline(Streams, CheckpointFolder):
     """A world action model, ready to use: policy, forward, inverse, video and joint from one checkpoint.
 
     Args:
@@ -229,7 +230,12 @@ class WAMPipeline(CheckpointFolder):
         if options.output_type not in OutputType.__args__:
             raise ConfigError(one_of("output_type", options.output_type, OutputType.__args__))
         sampling = self._sampling(options)
-        text, empty = self._text(conditions.prompts, options, sampling)
+        text, empty = self.encode_prompts(
+            conditions.prompts,
+            guided=sampling.guided,
+            prompt_embeds=options.prompt_embeds,
+            negative_prompt_embeds=options.negative_prompt_embeds,
+        )
         generators = make_generators(options.generator, len(conditions))
         device = self._execution_device
         prepared = prepare(
@@ -285,23 +291,39 @@ class WAMPipeline(CheckpointFolder):
             guidance=guidance_scales(scale),
         )
 
-    def _text(
-        self, prompts: tuple[str, ...], options: RunOptions, sampling: SamplingConfig
+    @torch.no_grad()
+    def encode_prompts(
+        self,
+        prompts: Sequence[str],
+        *,
+        guided: bool = False,
+        prompt_embeds: Float[Tensor, "b s dt"] | None = None,
+        negative_prompt_embeds: Float[Tensor, "b s dt"] | None = None,
     ) -> tuple[Float[Tensor, "b s dt"], Float[Tensor, "b s dt"] | None]:
-        """Encode each distinct prompt once, and the empty one if guidance needs it."""
-        given, empty, batch = options.prompt_embeds, options.negative_prompt_embeds, len(prompts)
+        """Encode each distinct prompt once, and the empty one if guidance needs it.
+
+        Args:
+            prompts: One a sample.
+            guided: Whether the empty prompt is needed.
+            prompt_embeds: Instead of `prompts`, encoded.
+            negative_prompt_embeds: The empty prompt, encoded.
+
+        Raises:
+            ConfigError: There is no text encoder, or the embeddings are missing or not one a sample.
+        """
+        given, empty, batch = prompt_embeds, negative_prompt_embeds, len(prompts)
         device = self._execution_device
         if given is not None:
             if given.shape[0] != batch or given.ndim != 3:
                 raise ConfigError(
                     f"prompt_embeds is of shape {tuple(given.shape)} for {batch} samples; give 'b s {self.transformer.config.text_dim}'"
                 )
-            if sampling.guided and empty is None:
+            if guided and empty is None:
                 raise ConfigError("negative_prompt_embeds is missing; guidance with prompt_embeds needs it")
             return given.to(device), None if empty is None else empty.to(device).expand(batch, -1, -1)
         if self.text_encoder is None or self.tokenizer is None:
             raise ConfigError("this checkpoint has no text encoder; give prompt_embeds")
-        distinct = list(dict.fromkeys([*prompts, ""] if sampling.guided else prompts))
+        distinct = list(dict.fromkeys([*prompts, ""] if guided else prompts))
         embeds = encode_text(self.tokenizer, self.text_encoder, distinct).to(device)
         rows = embeds[torch.tensor([distinct.index(prompt) for prompt in prompts], device=device)]
-        return rows, embeds[distinct.index("")].expand(batch, -1, -1) if sampling.guided else None
+        return rows, embeds[distinct.index("")].expand(batch, -1, -1) if guided else None
