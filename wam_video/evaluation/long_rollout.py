@@ -1,9 +1,8 @@
-"""Long rollouts: the forward mode fed with its own frames, on the grid of times that its windows share.
+"""Long rollouts: the forward mode fed with its own frames, window after window.
 
-A window reads frames every `context_stride_s` and draws frames every `future_stride_s`. On the grid of their common divisor a
-block of neighbouring windows draws every frame once, so the next block finds all the frames that it must read, at the
-distances that the model was trained on; nothing is interpolated or left out. Where both strides are equal a block is one
-window.
+A window reads frames every `context_stride_s` and draws frames every `future_stride_s`. Where these differ, some of the context
+frames of the next window were never drawn; they are masked, as before the start of a recording. Windows in between would
+draw them, but that is dearer and drifts sooner: on `wam-tiny-pusht` 7.1 instead of 5.1 % on static pixels after 4 s.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,13 +38,21 @@ class Grid:
 
     @property
     def start(self) -> int:
-        """The first tick at which a block can begin with every frame that it reads recorded."""
-        return (self.num_context - 1) * self.context_ticks + self.future_ticks - 1
+        """The first tick at which a window finds every frame that it reads recorded."""
+        return (self.num_context - 1) * self.context_ticks
 
     @property
-    def block(self) -> int:
-        """Ticks that a block draws."""
-        return self.num_future * self.future_ticks
+    def step_s(self) -> float:
+        """Seconds from one drawn frame to the next."""
+        return self.tick_s * self.future_ticks
+
+    def ticks(self, count: int) -> list[int]:
+        """Return the ticks of the first so many drawn frames."""
+        return [self.start + i * self.future_ticks for i in range(1, count + 1)]
+
+    def reach(self, num_places: int) -> int:
+        """Return how many frames a stretch with so many places can hold against drawn ones."""
+        return max(0, (num_places - 1 - self.start) // self.future_ticks)
 
 
 def make_grid(window: WindowConfig) -> Grid:
@@ -80,11 +87,11 @@ class Stretch:
     places: tuple[int, ...]
     """Index of the window whose time 0 is at each tick."""
 
-    def frames(self, first: int, last: int, chunk: int = 32) -> UInt8[Tensor, "f v c h w"]:
-        """Return the true frames of these ticks, the last one included."""
+    def frames(self, ticks: Sequence[int], chunk: int = 32) -> UInt8[Tensor, "f v c h w"]:
+        """Return the true frames of these ticks."""
         parts = []
-        for start in range(first, last + 1, chunk):
-            batch = self.fetch(self.places[start : min(start + chunk, last + 1)])
+        for start in range(0, len(ticks), chunk):
+            batch = self.fetch([self.places[tick] for tick in ticks[start : start + chunk]])
             parts.append(rearrange(batch.video[:, :, :, batch.num_context_frames - 1], "f v c h w -> f v c h w"))
         return torch.cat(parts)
 
@@ -105,7 +112,7 @@ class RollConfig:
     """How a rollout is made."""
 
     feed_back: bool = True
-    """Read own frames; False: the recorded ones, at every block anew (teacher forcing, the ceiling)."""
+    """Read own frames; False: the recorded ones, at every window anew (teacher forcing, the ceiling)."""
     seed: int = 0
     batch_size: int = 16
 
@@ -131,27 +138,22 @@ def roll(
         on_windows: Called after each batch with its number of windows.
     """
     made: list[dict[int, Tensor]] = [{} for _ in stretches]
-    starts = range(grid.start, grid.start + max(lengths), grid.block)
-    for now in starts:
-        anchors = range(now - grid.future_ticks + 1, now + 1)
-        jobs = [(i, a) for i, n in enumerate(lengths) if now < grid.start + n for a in anchors]
-        drawn: list[dict[int, Tensor]] = [{} for _ in stretches]
-        for first in range(0, len(jobs), config.batch_size):
-            part = jobs[first : first + config.batch_size]
-            batch = join([_window(stretches[i], a, made[i], grid, config) for i, a in part])
-            seeds = [window_seed(config.seed, f"{stretches[i].episode} {a}") for i, a in part]
+    for done in range(0, max(lengths), grid.num_future):
+        now = grid.start + done * grid.future_ticks
+        alive = [i for i, n in enumerate(lengths) if done < n]
+        for first in range(0, len(alive), config.batch_size):
+            part = alive[first : first + config.batch_size]
+            batch = join([_window(stretches[i], now, made[i], grid, config) for i in part])
+            seeds = [window_seed(config.seed, f"{stretches[i].episode} {now}") for i in part]
             video = sampler(Mode.FORWARD, batch, seeds).video
             if video is None:
                 raise ConfigError("the model's forward mode gives no video; a long rollout needs it")
             pixels = (video.float().cpu() * 255).round().clamp(0, 255).to(torch.uint8)
-            for (i, a), row in zip(part, pixels, strict=True):
-                ticks = range(a + grid.future_ticks, a + grid.block + 1, grid.future_ticks)
-                drawn[i].update(zip(ticks, rearrange(row, "v f c h w -> f v c h w"), strict=True))
+            ticks = [now + j * grid.future_ticks for j in range(1, grid.num_future + 1)]
+            for i, row in zip(part, pixels, strict=True):
+                made[i].update(zip(ticks, rearrange(row, "v f c h w -> f v c h w"), strict=True))
             on_windows(len(part))
-        for mine, new in zip(made, drawn, strict=True):
-            mine.update(new)
-    wanted = [range(grid.start + 1, grid.start + n + 1) for n in lengths]
-    return [torch.stack([frames[t] for t in ticks]) for frames, ticks in zip(made, wanted, strict=True)]
+    return [torch.stack([frames[t] for t in grid.ticks(n)]) for frames, n in zip(made, lengths, strict=True)]
 
 
 def _window(stretch: Stretch, anchor: int, made: dict[int, Tensor], grid: Grid, config: RollConfig) -> Batch:
@@ -164,7 +166,8 @@ def _window(stretch: Stretch, anchor: int, made: dict[int, Tensor], grid: Grid, 
         tick = anchor - (grid.num_context - 1 - place) * grid.context_ticks
         if tick in made:
             video[0, :, :, place] = made[tick]
-            mask[0, :, place] = mask[0, :, grid.num_context - 1]
+        elif tick > grid.start:
+            video[0, :, :, place], mask[0, :, place] = 0, False
     if anchor > grid.start:
         batch = replace(batch, state_mask=torch.zeros_like(batch.state_mask), state=torch.zeros_like(batch.state))
     return replace(batch, video=video, frame_mask=mask)

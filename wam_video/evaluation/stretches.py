@@ -82,7 +82,7 @@ def simulated_stretches(
     grid: Grid,
     *,
     count: int,
-    num_ticks: int,
+    num_frames: int,
     seed: int,
     still: bool = False,
 ) -> list[Stretch]:
@@ -93,13 +93,13 @@ def simulated_stretches(
         window: The model's.
         grid: The model's.
         count: Episodes; they take the tasks in turn.
-        num_ticks: Of each, after the start.
+        num_frames: To be drawn of each, after the start.
         seed: Of the starts and of chance.
         still: Hold still; else the expert acts until it succeeds, and chance after it or where there is no expert.
     """
     world = open_environment()
     try:
-        frames = round((grid.start + num_ticks) * grid.tick_s * world.spec.fps) + 2
+        frames = round(grid.ticks(num_frames)[-1] * grid.tick_s * world.spec.fps) + 2
         return [_simulate(world, window, grid, (seed, i), frames, still=still) for i in range(count)]
     finally:
         world.close()
@@ -149,7 +149,7 @@ def _simulate(
 
 
 def still_stretches(
-    moments: Sequence[tuple[str, Fetch, int]], grid: Grid, *, count: int, num_ticks: int
+    moments: Sequence[tuple[str, Fetch, int]], grid: Grid, *, count: int, num_frames: int
 ) -> list[Stretch]:
     """Return stretches made of one recorded window each in which nothing moves, again and again.
 
@@ -159,14 +159,14 @@ def still_stretches(
         moments: Episode, where its windows come from and the index of one; each episode gives at most one stretch.
         grid: The model's.
         count: Stretches at most.
-        num_ticks: Of each, after the start.
+        num_frames: To be drawn of each, after the start.
     """
     found: dict[str, Stretch] = {}
     for episode, fetch, place in moments:
         if len(found) == count:
             break
         if episode not in found and _is_still(fetch([place])):
-            places = (place,) * (grid.start + num_ticks + 1)
+            places = (place,) * (grid.ticks(num_frames)[-1] + 1)
             found[episode] = Stretch(episode=episode, fetch=fetch, places=places)
     return list(found.values())
 

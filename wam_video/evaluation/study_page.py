@@ -96,7 +96,8 @@ def _charts(metric: str, words: StudyWords, rows: Sequence[Row]) -> list[Html]:
 
 def _curves(rows: Sequence[Row], words: StudyWords) -> list[Series]:
     series = []
-    for i, condition in enumerate(dict.fromkeys(r.condition for r in rows)):
+    # a further line would look like one of these; its bar says enough
+    for i, condition in enumerate(list(dict.fromkeys(r.condition for r in rows))[: len(_STYLES)]):
         points = sorted((r for r in rows if r.condition == condition), key=lambda r: r.time_s or 0.0)
         if len(points) < 2:
             continue
@@ -107,7 +108,7 @@ def _curves(rows: Sequence[Row], words: StudyWords) -> list[Series]:
                 y=[r.estimate.value for r in points],
                 low=[r.estimate.low for r in points],
                 high=[r.estimate.high for r in points],
-                style=_STYLES[i % len(_STYLES)],
+                style=_STYLES[i],
             )
         )
     return series

@@ -1,6 +1,6 @@
 """Drift: what becomes of the picture when the forward mode lives on its own frames for up to 200 of them.
 
-The floor is the last real frame held; the ceiling is the same model set right by the recording at every block. Where nothing
+The floor is the last real frame held; the ceiling is the same model set right by the recording at every window. Where nothing
 happens, the picture must not change either.
 """
 
@@ -18,7 +18,7 @@ from wam_video.evaluation import clips
 from wam_video.evaluation.drift_scores import UNITS, change_sums, drift_scores, drift_sums
 from wam_video.evaluation.intervals import estimate
 from wam_video.evaluation.long_rollout import Grid, RollConfig, Stretch, make_grid, roll, told_of
-from wam_video.evaluation.scores import Answer, Check, Row
+from wam_video.evaluation.scores import Answer, Row
 from wam_video.evaluation.stretches import recorded_stretches, simulated_stretches, still_stretches
 from wam_video.evaluation.study import Film, Findings, StudyWords, Subject, answer, missing, question
 from wam_video.inference.checks import unanswered
@@ -29,7 +29,7 @@ NUM_FRAMES = 200
 NUM_STILL_S = 8.0
 """Seconds for which nothing happens."""
 MAX_GROWTH = 2.0
-"""What stands still may go wrong by this many times as much as in one block, and by one grey level."""
+"""What stands still may go wrong by this many times as much as in one window, and by one grey level."""
 _GREY_LEVEL = 100 / 255
 MIN_SHARPNESS = 0.5
 """Blurred or noisy beyond twice or half of the recording's sharpness counts as spoilt."""
@@ -43,7 +43,7 @@ _BINS, _FILMS, _FILM_FRAMES = 20, 2, 40
 _WORDS = StudyWords(
     title="Drift: how long can it live on its own frames?",
     sentence="The forward mode is told what was really done and reads its own last frames, not the recording's, again and again. "
-    "Held against it: the last real frame, never changed, and the same model that is given real frames at every block. What "
+    "Held against it: the last real frame, never changed, and the same model that is given real frames at every window. What "
     "moved is what differs from the last real frame; the body's state is not told after the start.",
     metrics={
         "psnr_moving": "Pixels that moved, dB (longer is better)",
@@ -55,7 +55,7 @@ _WORDS = StudyWords(
     },
     conditions={
         _OWN: "on its own frames",
-        _STEP: "one block at a time, on real frames",
+        _STEP: "one window at a time, on real frames",
         _OTHER: "on its own frames, told another episode's actions",
         _HELD: "last real frame held",
         _STILL: "the real picture, nothing happening",
@@ -75,7 +75,7 @@ _USES_ACTIONS = question(
 )  # fmt: skip
 _KEEPS_STATIC = question(
     "drift_keeps_static", "static_drift", (_NAME, _OWN), (_NAME, _STEP),
-    asks="Does what stands still go wrong less than twice as much as in one block?",
+    asks="Does what stands still go wrong less than twice as much as in one window?",
     flag="what stands still wears away on the model's own frames",
 )  # fmt: skip
 _STANDS_STILL = question(
@@ -83,9 +83,9 @@ _STANDS_STILL = question(
     asks="While nothing happens, does the picture change less than a fifth of what motion does?",
     flag="the picture goes on changing while nothing happens",
 )  # fmt: skip
-_STAYS_SHARP = Check(
-    name="drift_stays_sharp", mode=None, metric="sharpness", better=(_NAME, _OWN), worse=None,
-    question="Does the picture stay between half and twice as sharp as the recording?",
+_STAYS_SHARP = question(
+    "drift_stays_sharp", "sharpness", (_NAME, _OWN), (_NAME, "half_or_twice"),
+    asks="Does the picture stay between half and twice as sharp as the recording?",
     flag="the picture becomes blurred or noisy on the model's own frames",
 )  # fmt: skip
 
@@ -125,9 +125,11 @@ class Drift:
         except ConfigError as error:
             return missing(self.name, str(error))
         stretches = self._stretches(subject, grid)
-        fit = [s for s in stretches if len(s.places) > grid.start + grid.block]
+        fit = [s for s in stretches if grid.reach(len(s.places)) >= grid.num_future]
         if not fit:
-            return missing(self.name, f"no recording is longer than {(grid.start + grid.block) * grid.tick_s:g} s")
+            return missing(
+                self.name, f"no recording is longer than a window ({grid.num_future * grid.step_s:g} s after the first)"
+            )
         findings = Findings()
         tracks = self._tracks(subject, fit, grid)
         self._say_how_long(subject, tracks, grid, findings)
@@ -142,13 +144,13 @@ class Drift:
             return recorded_stretches(subject.data.dataset, subject.group.spec, grid, count)
         window = subject.pipe.processor.window
         return simulated_stretches(
-            subject.open_environment, window, grid, count=count, num_ticks=self._num_frames, seed=subject.seed
+            subject.open_environment, window, grid, count=count, num_frames=self._num_frames, seed=subject.seed
         )
 
     def _tracks(self, subject: Subject, stretches: Sequence[Stretch], grid: Grid) -> _Tracks:
-        lengths = [min(self._num_frames, len(s.places) - 1 - grid.start) for s in stretches]
-        true = [s.frames(grid.start + 1, grid.start + n) for s, n in zip(stretches, lengths, strict=True)]
-        last = [s.frames(grid.start, grid.start) for s in stretches]
+        lengths = [min(self._num_frames, grid.reach(len(s.places))) for s in stretches]
+        true = [s.frames(grid.ticks(n)) for s, n in zip(stretches, lengths, strict=True)]
+        last = [s.frames([grid.start]) for s in stretches]
         made = {
             _OWN: roll(subject.sampler, stretches, lengths, grid, _config(subject)),
             _STEP: roll(subject.sampler, stretches, lengths, grid, _config(subject, feed_back=False)),
@@ -166,7 +168,7 @@ class Drift:
             hint = "; simulated ones are as long as needed: --env" if subject.open_environment is None else ""
             reason = (
                 f"the {len(lengths)} {kind} end after {lengths[0]} to {lengths[-1]} of {self._num_frames} frames "
-                f"({lengths[-1] * grid.tick_s:g} s at most){hint}"
+                f"({lengths[-1] * grid.step_s:g} s at most){hint}"
             )
             findings.left_out.append((f"drift over {self._num_frames} frames", reason))
 
@@ -174,25 +176,25 @@ class Drift:
         self, subject: Subject, stretches: Sequence[Stretch], tracks: _Tracks, grid: Grid, findings: Findings
     ) -> None:
         """Measure how much the picture changes while nothing happens, and while something does."""
-        second = max(1, round(1 / grid.tick_s))
-        ticks = max(round(NUM_STILL_S / grid.tick_s), second)
+        second = max(1, round(1 / grid.step_s))
+        count = max(round(NUM_STILL_S / grid.step_s), second)
         if subject.open_environment is None:
             group, fetch = subject.group, subject.data.dataset.batch
             moments = [(s.episode, s.fetch, place) for s in stretches for place in s.places]
             moments += [(episode, fetch, i) for episode, i in zip(group.episodes, group.indices, strict=True)]
-            still = still_stretches(moments, grid, count=subject.options.episodes, num_ticks=ticks)
+            still = still_stretches(moments, grid, count=subject.options.episodes, num_frames=count)
         else:
             still = simulated_stretches(
                 subject.open_environment, subject.pipe.processor.window, grid,
-                count=subject.options.episodes, num_ticks=ticks, seed=subject.seed, still=True,
+                count=subject.options.episodes, num_frames=count, seed=subject.seed, still=True,
             )  # fmt: skip
         if not still:
             reason = "in the windows and the longest recordings there is no moment in which nothing moves; name a simulator: --env"
             findings.left_out.append(("still_change", reason))
             return
-        lengths = [min(ticks, len(s.places) - 1 - grid.start) for s in still]
+        lengths = [min(count, grid.reach(len(s.places))) for s in still]
         made = roll(subject.sampler, still, lengths, grid, _config(subject))
-        true = [s.frames(grid.start, grid.start + n) for s, n in zip(still, lengths, strict=True)]
+        true = [s.frames([grid.start, *grid.ticks(n)]) for s, n in zip(still, lengths, strict=True)]
         own = [torch.cat([t[:1], m]) for t, m in zip(true, made, strict=True)]
         moving = [torch.cat([first, x]) for first, x in zip(tracks.last, tracks.true, strict=True)]
         names = tuple(s.episode for s in still)
@@ -234,7 +236,7 @@ def _add_curves(subject: Subject, tracks: _Tracks, grid: Grid, findings: Finding
 
     for condition, parts in sums.items():
         stages: list[tuple[float | None, int, int]] = [(None, 0, 0)]
-        stages += [(round(b * grid.tick_s, 6), a, b) for a, b in pairwise(edges)]
+        stages += [(round(b * grid.step_s, 6), a, b) for a, b in pairwise(edges)]
         for time_s, a, b in stages:
             alive = [i for i, part in enumerate(parts) if part.shape[1] >= b]
             if 2 * len(alive) < len(parts):
@@ -302,6 +304,6 @@ def _film(tracks: _Tracks, place: int, grid: Grid) -> Film:
 
     panels = [panel(true), panel(tracks.made[_OWN][place]), panel(tracks.made[_STEP][place])]
     strip = clips.strip(panels, 1, (False, True, True))
-    seconds = len(true) * grid.tick_s
-    caption = f"{tracks.episodes[place]}: recorded; on its own frames; one block at a time. {seconds:g} s, thinned to {len(strip)} frames"
-    return Film(caption=caption, frames=torch.from_numpy(strip), seconds_a_frame=every * grid.tick_s)
+    seconds = len(true) * grid.step_s
+    caption = f"{tracks.episodes[place]}: recorded; on its own frames; one window at a time. {seconds:g} s, thinned to {len(strip)} frames"
+    return Film(caption=caption, frames=torch.from_numpy(strip), seconds_a_frame=every * grid.step_s)

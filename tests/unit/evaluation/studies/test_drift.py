@@ -43,7 +43,7 @@ def status(findings):
 
 def test_a_model_that_knows_the_world_never_drifts() -> None:
     world = LongWorld(WINDOW, still=12)
-    found = Drift(num_frames=30).run(subject(world, world.model()))
+    found = Drift(num_frames=20).run(subject(world, world.model()))
     assert set(status(found).values()) == {"yes"}
     assert set(status(found)) == {
         "drift_beats_held", "drift_uses_actions", "drift_keeps_static", "drift_stays_sharp", "drift_stands_still",
@@ -65,7 +65,7 @@ def test_a_model_that_knows_the_world_never_drifts() -> None:
 )
 def test_a_broken_model_is_flagged(broken, flags) -> None:
     world = LongWorld(WINDOW, still=12)
-    found = status(Drift(num_frames=30).run(subject(world, world.model(broken))))
+    found = status(Drift(num_frames=20).run(subject(world, world.model(broken))))
     assert {name for name, answer in found.items() if answer == "no"} >= flags
 
 
@@ -101,10 +101,10 @@ def test_recordings_that_are_too_short_are_measured_as_far_as_they_go_and_named(
     world = LongWorld(WINDOW)
     found = Drift().run(subject(world, world.model()))
     reasons = dict(found.left_out)
-    assert "57 to 57 of 200 frames" in reasons["drift over 200 frames"]
+    assert "29 to 29 of 200 frames" in reasons["drift over 200 frames"]
     assert "--env" in reasons["still_change"]
     times = {r.time_s for r in found.rows} - {None}
-    assert max(times) == pytest.approx(57 * 0.2) and len(times) == 20
+    assert max(times) == pytest.approx(29 * 0.4) and len(times) == 20
     assert len(found.films) == 2 and len(found.films[0].frames) <= 41
 
 
@@ -139,10 +139,10 @@ def test_still_moments_are_found_only_where_nothing_moves() -> None:
         world, grid = LongWorld(WINDOW, still=still), make_grid(WINDOW)
         stretches = recorded_stretches(world.dataset, SPEC, grid, 4)
         moments = [(s.episode, s.fetch, place) for s in stretches for place in s.places]
-        found = still_stretches(moments, grid, count=9, num_ticks=7)
+        found = still_stretches(moments, grid, count=9, num_frames=7)
         assert len(found) == expected
         for stretch in found:
-            frames = stretch.frames(0, grid.start + 7)
+            frames = stretch.frames(range(len(stretch.places)))
             assert bool((frames == frames[0]).all())
 
 
@@ -150,18 +150,18 @@ def test_a_simulated_stretch_holds_what_the_simulator_did() -> None:
     window = WindowConfig(context_stride_s=0.1, future_stride_s=0.2, action_horizon=4, height=32, width=32)
     grid = make_grid(window)
     made = [
-        simulated_stretches(LineWorld, window, grid, count=2, num_ticks=25, seed=3, still=still)
+        simulated_stretches(LineWorld, window, grid, count=2, num_frames=12, seed=3, still=still)
         for still in (False, True)
     ]
     for moving, still in zip(*made, strict=True):
-        assert len(moving.places) > grid.start + 25 and len(still.places) > grid.start + 25
-        assert still.frames(0, 27).float().std(dim=0).max() == 0
-        assert moving.frames(0, 27).float().std(dim=0).max() > 0
+        assert grid.reach(len(moving.places)) >= 12 and grid.reach(len(still.places)) >= 12
+        assert still.frames(range(25)).float().std(dim=0).max() == 0
+        assert moving.frames(range(25)).float().std(dim=0).max() > 0
         batch = moving.fetch(moving.places[2:4])
         assert batch.embodiments == (LINE_SPEC.name,) * 2 and bool(batch.action_mask.all())
         np.testing.assert_allclose(batch.actions[0, 1:], batch.actions[1, :-1])
-    again = simulated_stretches(LineWorld, window, grid, count=2, num_ticks=25, seed=3)
-    assert all(torch.equal(a.frames(0, 20), b.frames(0, 20)) for a, b in zip(made[0], again, strict=True))
+    again = simulated_stretches(LineWorld, window, grid, count=2, num_frames=12, seed=3)
+    assert all(torch.equal(a.frames(range(20)), b.frames(range(20))) for a, b in zip(made[0], again, strict=True))
 
 
 def test_the_scores_are_those_of_the_definitions() -> None:
