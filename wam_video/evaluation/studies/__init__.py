@@ -1,6 +1,7 @@
 """The studies, one file each; the table below is all that `evaluate` knows of them."""
 
 from wam_video.evaluation.studies.consistency import Consistency
+from wam_video.evaluation.studies.drift import Drift
 from wam_video.evaluation.studies.execution import Execution
 from wam_video.evaluation.studies.fidelity import Fidelity
 from wam_video.evaluation.studies.following import Following
@@ -16,6 +17,7 @@ STUDIES: dict[str, Study] = {
         Consistency(),
         Execution(),
         Smoothness(),
+        Drift(),
         Paths(),
     )
 }
