@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Float, Float32
+from jaxtyping import Bool, Float, Float32
 
 from wam_video.errors import DataError
 from wam_video.evaluation.moments import Frames
@@ -201,7 +201,7 @@ def _cross_validate(kernel: Kernel, x: np.ndarray, y: np.ndarray, fold: np.ndarr
     return unseen
 
 
-def choose_threshold(ends: Float[np.ndarray, " e"], won: np.ndarray) -> float | None:
+def choose_threshold(ends: Float[np.ndarray, " e"], won: Bool[np.ndarray, " e"]) -> float | None:
     """Return the progress that tells successes best: the highest mean of the shares of successes and of failures told right.
 
     Args:

@@ -23,8 +23,8 @@ from wam_video.evaluation.witness import Track
 _SIDE = 192
 _GAP = 8
 _CSS = """
-.reach { stroke: var(--control); stroke-width: 1.2; fill: none; } ol.key { margin: 6px 0 0; padding-left: 22px; font-size: 14px; columns: 2; }
-.squares { display: grid; gap: 18px 28px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); }
+.reach { stroke: var(--control); stroke-width: 1.2; fill: none; } ol.names { margin: 6px 0 0; padding-left: 22px; font-size: 14px; columns: 2; }
+.squares { display: grid; gap: 18px 28px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 240px), 1fr)); }
 """
 _NAMES = {
     "pearson": "Pearson's r",
@@ -158,23 +158,25 @@ def _figure(found: Estimate) -> Html:
 def _kind(ranking: Ranking, kind: str) -> Html | None:
     if ("model", kind) not in ranking.measures:
         return None
-    words = {
-        "success": ("Success: real against imagined", "share of the starts that succeeded, in the simulator"),
-        "progress": ("Progress: real against imagined", "how far it came at best on average, in the simulator"),
+    title, note = {
+        "success": (
+            "Success: real against imagined",
+            "Share of the starts. Grey lines: 95 % intervals of a rate (Wilson).",
+        ),
+        "progress": ("Progress: real against imagined", "How far a policy came at best, on average over the starts."),
     }[kind]
     charts = []
     for condition, label in CONDITIONS.items():
         points = [_point(p, condition, kind) for p in ranking.document["policies"]]
-        axes = Axes(x_label=words[1], y_label=label, width=300, title=f"{kind}, {label}")
+        axes = Axes(x_label="in the simulator", y_label=label, width=250, title=f"{kind}, {label}")
         charts.append(el("div", scatter_chart(points, axes)))
     names = (el("li", _title(p)) for p in ranking.document["policies"])
-    note = "On the line both agree. Grey lines: 95 % intervals of a rate (Wilson)." if kind == "success" else None
     return el(
         "section",
-        el("h2", words[0]),
+        el("h2", title),
+        el("p", f"{note} On the line both agree."),
         el("div", *charts, css="squares"),
-        el("p", note, css="note") if note else None,
-        el("ol", *names, css="key"),
+        el("ol", *names, css="names"),
         id=kind,
     )
 

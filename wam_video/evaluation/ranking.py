@@ -12,7 +12,8 @@ from torch import Tensor
 from wam_video.evaluation.intervals import BootstrapConfig, Estimate, estimate
 
 MEASURES = ("pearson", "spearman", "mmrv")
-_ALIKE = 1e-9
+_ALIKE = 1e-3
+"""Scores from 0 to 1 that are closer than this count as equal: no order is read out of a judge's last digits."""
 
 
 def pearson(real: Float[Tensor, "*n p"], judged: Float[Tensor, "*n p"]) -> Float[Tensor, "*n"]:

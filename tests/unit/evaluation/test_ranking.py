@@ -72,3 +72,9 @@ def test_policies_that_did_alike_have_no_order_to_be_wrong_about() -> None:
     real = torch.ones(40, 6)
     (found,) = measure(real, [table(REAL)], [f"s{i}" for i in range(40)], BootstrapConfig())
     assert [e.value for e in found.values()] == [None] * 3
+
+
+def test_the_last_digits_of_a_judge_are_no_order() -> None:
+    flat = 0.4 + 1e-5 * REAL
+    assert math.isnan(pearson(REAL, flat))
+    assert mmrv(REAL, flat) == mmrv(REAL, torch.full_like(REAL, 0.4))

@@ -68,8 +68,9 @@ class Paths:
         sentence=(
             "A policy may leave the future video out (absent), leave it noise (unknown) or imagine it with the actions (joint), "
             "each in 1 to 8 steps. The error is that of its actions on recorded moments, beside the average action, the last action "
-            "again and the cheapest way's actions of another moment; with a simulator, episodes are played too. Operations are "
-            "counted on paper, for the network alone."
+            "again and the cheapest way's actions of another moment. One step tends to the mean of all likely plans, which lowers this "
+            "error and need not act better: with a simulator, episodes are played too. Operations are counted on paper, for the "
+            "network alone."
         ),
         metrics={
             "nrmse": "Error of the actions, standard deviations (shorter is better)",
@@ -221,7 +222,7 @@ def play(subject: Subject, found: Findings) -> None:
 def _curves(rows: Sequence[Row], paid: dict[Way, float]) -> list[Curve]:
     """Return each quality over the cost of a decision."""
     curves = []
-    for metric, label in (("nrmse", "error of the actions"), ("success", "% succeeded"), ("progress", "% of the task")):
+    for metric, label in (("nrmse", "Error of the actions"), ("success", "% succeeded"), ("progress", "% of the task")):
         quality = {row.condition: row.estimate for row in rows if row.metric == metric}
         if not quality:
             continue
