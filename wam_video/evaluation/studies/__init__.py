@@ -5,7 +5,9 @@ from wam_video.evaluation.studies.drift import Drift
 from wam_video.evaluation.studies.execution import Execution
 from wam_video.evaluation.studies.fidelity import Fidelity
 from wam_video.evaluation.studies.following import Following
+from wam_video.evaluation.studies.latents import Latents
 from wam_video.evaluation.studies.paths import Paths
+from wam_video.evaluation.studies.physics import PhysicsStudy
 from wam_video.evaluation.studies.smoothness import Smoothness
 from wam_video.evaluation.study import Study
 
@@ -18,6 +20,8 @@ STUDIES: dict[str, Study] = {
         Execution(),
         Smoothness(),
         Drift(),
+        PhysicsStudy(),
+        Latents(),
         Paths(),
     )
 }
