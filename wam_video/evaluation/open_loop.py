@@ -213,7 +213,8 @@ def measure_batch(
         else:
             part.add(key, made)
     if Mode.JOINT in modes and Mode.INVERSE not in config.unanswered and group.spec.action_dim:
-        part.agreement(sampler, seeds)
+        # From other noise than joint's: an inverse that ignores the video could else repeat its actions from the noise alone.
+        part.agreement(sampler, [window_seed(config.seed, f"{key}:read_back") for key in batch.keys])
     shown = torch.linspace(0, len(group) - 1, min(config.num_shown, len(group))).round().int().tolist()
     part.sums.shown = [part.show(j) for j, i in enumerate(places) if i in shown]
     part.sums.frame_times = batch.frame_times[0, batch.num_context_frames :].tolist()
