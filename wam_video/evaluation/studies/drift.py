@@ -43,8 +43,8 @@ _BINS, _FILMS, _FILM_FRAMES = 20, 2, 40
 _WORDS = StudyWords(
     title="Drift: how long can it live on its own frames?",
     sentence="The forward mode is told what was really done and reads its own last frames, not the recording's, again and again. "
-    "Held against it: the last real frame, never changed, and the same model that is given real frames at every window. What "
-    "moved is what differs from the last real frame; the body's state is not told after the start.",
+    "Held against it: the last real frame, never changed; the same model that is given real frames at every window; and the same "
+    "rollout that is told another episode's actions. What moved is what differs from the last real frame; the body's state is not told after the start.",
     metrics={
         "psnr_moving": "Pixels that moved, dB (longer is better)",
         "psnr": "Whole picture, dB (longer is better)",
@@ -56,7 +56,7 @@ _WORDS = StudyWords(
     conditions={
         _OWN: "on its own frames",
         _STEP: "one window at a time, on real frames",
-        _OTHER: "on its own frames, told another episode's actions",
+        _OTHER: "own frames, another episode's actions",
         _HELD: "last real frame held",
         _STILL: "the real picture, nothing happening",
         _MOVING: "the real picture, in motion",
