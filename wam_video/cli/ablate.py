@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run an ablation, or show it; return the exit code."""
     given = sys.argv[1:] if argv is None else list(argv)
-    arguments = parser().parse_args(given)
+    arguments = parser().parse_intermixed_args(given)  # key=value also after the options
     setup_logging()
     if arguments.jobs < 1:
         raise ConfigError(f"--jobs is {arguments.jobs}; allowed: 1 or more")

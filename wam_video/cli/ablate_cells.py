@@ -141,6 +141,8 @@ class Runner:
             code = process.wait()
             with self._lock:
                 self._running.discard(process)
+        if code != 0 and self._stopping:
+            return f"{step} was stopped; run the same command again to go on"
         if code != 0:
             return f"{step} failed with exit code {code}: {_last_line(log)} (see {log})"
         if not (plan.folder / _PRODUCT[step]).is_file():  # a training that was asked to stop saves and says 0
