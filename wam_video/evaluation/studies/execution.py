@@ -135,10 +135,13 @@ class _Trial:
 
     def run(self) -> Findings:
         """Find situations, plan, carry out, compare."""
-        total = self.subject.options.episodes
+        total, short = self.subject.options.episodes, list[str]()
         self.situations: list[Situation] = []
         for index in range(total):
-            self.situations += self.stage.situations(index)
+            found = self.stage.situations(index)
+            self.situations += found
+            if not found:
+                short.append(str(index))
             self.subject.on_progress(index + 1, 2 * total)
         if not self.situations:
             return missing(_NAME, f"no simulated episode is long enough for a plan of {self.horizon} actions")
@@ -147,17 +150,22 @@ class _Trial:
         self.video = Ledger(_NAME, self.spec.name, episodes, self.subject.bootstrap)
         self.deeds = Ledger(_NAME, self.spec.name, episodes, self.subject.bootstrap)
         self.places = Ledger(_NAME, self.spec.name, episodes, self.subject.bootstrap)
+        if short:
+            self.deeds.leave_out(
+                f"execution: episodes {', '.join(short)}", f"over before {self.horizon} actions could be planned"
+            )
         plans = {mode.value: self._plan(mode) for mode in self.modes}
         self._act(plans)
         for mode, plan in plans.items():
             self._compare(mode, plan)
         self._report(plans)
+        shown = sorted({(2 * i + 1) * len(episodes) // (2 * _FILMS) for i in range(_FILMS)})
         parts = [ledger.findings for ledger in (self.video, self.places, self.deeds)]
         return Findings(
             rows=[row for part in parts for row in part.rows],
             answers=[answer for part in parts for answer in part.answers],
             left_out=[pair for part in parts for pair in part.left_out],
-            films=[film for i in range(min(_FILMS, len(episodes))) if (film := self._film(i, plans)) is not None],
+            films=[film for i in shown if (film := self._film(i, plans)) is not None],
         )
 
     def _ask_model(

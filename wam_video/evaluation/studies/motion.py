@@ -20,8 +20,9 @@ IDLE = 0.1
 """A step shorter than this share of the mean recorded step counts as idle."""
 
 _CENTRAL = 0.999
-_SLACK = 1e-5
-"""Of the range, for rounding: an action at the very limit is not beyond it."""
+OVERSHOOT = 0.05
+"""Share of the training range by which an action must lie beyond it to be outside: near a limit that recorded actions sit on,
+any error is half the time beyond it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,7 @@ def motion_sums(
     x = limits.signal(actions)
     known = [mask, *(mask[:, n:] for n in (1, 2, 3))]  # derivative n needs n more actions
     v, a, j = (_derivative(x, order, limits.rate) for order in (1, 2, 3))
-    slack = _SLACK * (limits.action[1] - limits.action[0])
+    slack = OVERSHOOT * (limits.action[1] - limits.action[0])
     length = v.norm(dim=-1) / limits.rate
     pairs = {
         "outside": _share((x < limits.action[0] - slack) | (x > limits.action[1] + slack), known[0]),

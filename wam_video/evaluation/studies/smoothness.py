@@ -10,7 +10,7 @@ from wam_video.data.manifest import load_manifest
 from wam_video.data.reader import load_npy, read_sample
 from wam_video.evaluation.open_loop import window_seed
 from wam_video.evaluation.studies.ledger import Figure, Ledger, Part, refused, walk
-from wam_video.evaluation.studies.motion import IDLE, MOTION_SUMS, Limits, motion_sums
+from wam_video.evaluation.studies.motion import IDLE, MOTION_SUMS, OVERSHOOT, Limits, motion_sums
 from wam_video.evaluation.study import Findings, StudyWords, Subject, missing, question
 from wam_video.tensors import Mode
 
@@ -64,7 +64,7 @@ class Smoothness:
             "of the recorded ones lie beyond."
         ),
         metrics={
-            "outside": "Outside the training range, % of values (shorter is better)",
+            "outside": f"Outside the training range by {100 * OVERSHOOT:g} % of it or more, % of values (shorter is better)",
             "velocity_beyond": "Velocity beyond the recorded 99.9 %, % of values (shorter is better)",
             "acceleration_beyond": "Acceleration beyond the recorded 99.9 %, % of values (shorter is better)",
             "jerk": "RMS jerk, standard deviations / s^3 (near the recording is right)",

@@ -193,6 +193,21 @@ def test_what_can_not_be_measured_is_left_out_by_name() -> None:
         assert not found.rows
 
 
+class Hasty(TwoSides):
+    """Some starts are at the goal already, all but for a step."""
+
+    def reset(self, task: str, seed: Sequence[int]) -> None:
+        super().reset(task, seed)
+        if seed[-1] in (2, 6):
+            self.at = np.array([0.1, 0.0])
+
+
+def test_an_episode_that_is_over_too_soon_is_left_out_by_its_number() -> None:
+    found, _, _ = execute(world=Hasty)
+    assert ("execution: episodes 2, 6", "over before 2 actions could be planned") in found.left_out
+    assert {r.estimate.num_episodes for r in found.rows} == {6}
+
+
 def test_without_an_expert_there_is_a_moment_near_the_start_and_no_reference() -> None:
     found, rows, status = execute(world=NoExpert)
     assert ("execution: expert and state error", "the simulator has no scripted expert") in found.left_out

@@ -138,6 +138,7 @@ def test_motion_sums_in_closed_form() -> None:
     assert found["ldlj"] == (0, 0), "no jerk: not defined"
     assert found["step"] == (12, 3)
     assert found["seam"] == (0, 0), "what went before is not known"
+    assert sums([4.2, -4.2, 4.5])["outside"] == (1, 3), "within a twentieth of the range it is an error like any other"
     assert sums([1, 2], previous=0.0)["seam"] == (1, 1)
     assert sums([0, 0.04, 2])["idle"] == (1, 2)
 
