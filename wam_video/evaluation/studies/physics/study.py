@@ -187,7 +187,7 @@ def _probe_film(tally: Tally, condition: str, truth: Truth, film: Pictures) -> N
 def _report(tally: Tally, conditions: Sequence[str]) -> Findings:
     found = Findings()
     for metric in WORDS.metrics:
-        found.rows += tally.rows(metric, UNITS.get(metric, ""), conditions, metric in CURVES)
+        found.rows += tally.rows(metric, UNITS.get(metric, ""), conditions, CURVES.get(metric, ()))
     for check in checks():
         asked = tally.ask(check, check.metric in MORE_IS_BETTER)
         if asked is not None:

@@ -48,14 +48,14 @@ class Tally:
         entry = Entry(start=start, thing=thing, above=np.where(bottom > 0, top, 0.0), below=bottom)
         self.entries.setdefault((metric, condition), []).append(entry)
 
-    def rows(self, metric: str, unit: str, conditions: Sequence[str], curve: bool) -> list[Row]:
-        """Return a metric's rows: over all, over time where asked for, and thing by thing where there are several."""
+    def rows(self, metric: str, unit: str, conditions: Sequence[str], curves: Sequence[str]) -> list[Row]:
+        """Return a metric's rows: over all, over time for the conditions of `curves`, and thing by thing where there are several."""
         found = []
         for condition in conditions:
             entries = self.entries.get((metric, condition), [])
             things = list(dict.fromkeys(e.thing for e in entries))
             found += self._row(metric, unit, condition, entries)
-            if curve:
+            if condition in curves:
                 for i, time in enumerate(self.times):
                     at = [Entry(start=e.start, thing=None, above=e.above[[i]], below=e.below[[i]]) for e in entries]
                     found += self._row(metric, unit, condition, at, time_s=time)

@@ -53,7 +53,9 @@ UNITS = {
     "static_drift": "levels",
     "left_behind": "px",
 }
-CURVES = frozenset({"permanence", "place_error", "static_drift"})
+_OVER_TIME = (films.MODEL, films.FLOOR, films.FROZEN, films.SHUFFLED, films.MELTED)
+CURVES: dict[str, tuple[str, ...]] = dict.fromkeys(("permanence", "place_error", "static_drift"), _OVER_TIME)
+"""Metric -> conditions that are followed over time; a chart holds five."""
 MORE_IS_BETTER = frozenset(
     {"piq_score", "piq_spatial", "piq_weighted", "piq_spatiotemporal", "permanence", "contact_f1", "counterfactual"}
 )
@@ -92,7 +94,7 @@ _ASKS = (
     _Ask(metric="moved_untouched", worse=films.SHUFFLED, asks="Do things rest when nothing touches them?",
          flag="things move untouched as often as with other actions"),
     _Ask(metric="penetration", worse=films.GLUED, asks="Does the body push things instead of passing through?",
-         flag="the body passes through things"),
+         flag="the body enters things as if they did not react"),
     _Ask(metric="static_drift", worse=films.SHUFFLED, asks="Does the picture keep still when the body does?",
          flag="drifts as much when the body holds still as when it moves"),
     _Ask(metric="counterfactual", worse=films.SHUFFLED, asks="Do other actions lead to the right other places?",
