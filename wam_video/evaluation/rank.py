@@ -231,8 +231,9 @@ def _measure(
 
 _QUESTIONS = (
     ("shuffled", "Is the order better for what the policies do than for other actions?",
-     "the world model ranks no better than one that is told other actions"),
-    ("frozen", "Is the order better than without any motion?", "the world model ranks no better than one in which nothing moves"),
+     "from these starts it can't be said that the world model ranks better than one that is told other actions"),
+    ("frozen", "Is the order better than without any motion?",
+     "from these starts it can't be said that the world model ranks better than one in which nothing moves"),
 )  # fmt: skip
 
 
