@@ -122,4 +122,4 @@ def test_every_recipe_fits_every_model(model: str, recipe: str) -> None:
 
 
 def test_there_are_recipes_and_models() -> None:
-    assert len(RECIPES) == 6
+    assert len(RECIPES) == 8

@@ -6,7 +6,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config  # pyr
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from wam_video.errors import ConfigError, one_of
-from wam_video.flow.modes import POLICY_PATHS, PathConfig
+from wam_video.flow.modes import POLICY_PATHS, PathConfig, path_grid
 from wam_video.flow.solvers import Solver
 
 GUIDED = ("video", "actions")
@@ -74,6 +74,20 @@ class WAMScheduler(SchedulerMixin, ConfigMixin):
             video_steps=self.config["video_steps"],
             video_stop=self.config["video_stop"],
         )
+
+    def facts(self, num_inference_steps: int | None = None, policy_path: str | None = None) -> dict[str, object]:
+        """Return how a policy samples, for records: path and solver, steps and the clocks on the way.
+
+        Raises:
+            ConfigError: There is no such path.
+        """
+        path, walk = check_policy_path(policy_path or self.config["policy_path"]), self.path(num_inference_steps)
+        return {
+            "policy_path": path,
+            "num_inference_steps": walk.num_inference_steps,
+            "solver": self.config["solver"],
+            "path": [[round(float(x), 6) for x in point] for point in path_grid(POLICY_PATHS[path], walk)],
+        }
 
 
 def check_solver(name: str) -> str:

@@ -12,7 +12,7 @@ from transformers import BaseImageProcessor, CLIPVisionModel, PreTrainedModel, P
 
 from wam_video.data.processor import WAMProcessor
 from wam_video.errors import ConfigError, one_of
-from wam_video.flow.modes import MODES, POLICY_PATHS, ModeSpec, get_mode, path_grid
+from wam_video.flow.modes import MODES, POLICY_PATHS, ModeSpec, get_mode
 from wam_video.flow.scheduler import WAMScheduler, check_policy_path, check_solver, guidance_scales
 from wam_video.flow.solvers import State
 from wam_video.inference.checkpoint import CheckpointFolder
@@ -109,19 +109,8 @@ class WAMPipeline(Streams, CheckpointFolder):
         return unanswered(self.transformer.attention)
 
     def sampling_facts(self, num_inference_steps: int | None = None, policy_path: str | None = None) -> dict[str, Any]:
-        """Return how it samples as a policy, for records: path and solver, steps and the clocks on the way.
-
-        Raises:
-            ConfigError: There is no such path.
-        """
-        path = check_policy_path(policy_path or self.scheduler.config.policy_path)
-        walk = self.scheduler.path(num_inference_steps)
-        return {
-            "policy_path": path,
-            "num_inference_steps": walk.num_inference_steps,
-            "solver": self.scheduler.config.solver,
-            "path": [[round(float(x), 6) for x in point] for point in path_grid(POLICY_PATHS[path], walk)],
-        }
+        """Return how it samples as a policy, for records (`WAMScheduler.facts`)."""
+        return self.scheduler.facts(num_inference_steps, policy_path)
 
     @torch.no_grad()
     def __call__(  # noqa: PLR0913 - the public contract: one keyword each
