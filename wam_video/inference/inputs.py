@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from wam_video.data.processor import WAMProcessor
@@ -153,7 +153,7 @@ def _pad(x: Tensor, width: int) -> Tensor:
     return torch.nn.functional.pad(x, (0, max(width, 1) - x.shape[-1]))
 
 
-def frames_array(video: Any) -> np.ndarray:
+def frames_array(video: Any) -> Shaped[np.ndarray, "b v f _ _ _"]:
     """Return a caller's frames with a batch axis: uint8 `b v f h w 3`, or float in [0, 1] `b v f 3 h w`."""
     array = video.detach().cpu().numpy() if isinstance(video, Tensor) else np.asarray(video)
     if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
@@ -170,7 +170,9 @@ def frames_array(video: Any) -> np.ndarray:
     return array[None] if array.ndim == 5 else array
 
 
-def model_pixels(array: np.ndarray, window: WindowConfig, fits: Sequence[str]) -> Float[Tensor, "b v 3 f h w"]:
+def model_pixels(
+    array: Shaped[np.ndarray, "b v f _ _ _"], window: WindowConfig, fits: Sequence[str]
+) -> Float[Tensor, "b v 3 f h w"]:
     """Bring frames into [-1, 1] at the model's size, each sample as its embodiment's recordings were."""
     if array.dtype != np.uint8:
         if _size(window, array.shape[-2:]) == array.shape[-2:]:

@@ -300,8 +300,7 @@ class WAMPipeline(Streams, CheckpointFolder):
         Raises:
             ConfigError: There is no text encoder, or the embeddings are missing or not one a sample.
         """
-        given, empty, batch = prompt_embeds, negative_prompt_embeds, len(prompts)
-        device = self._execution_device
+        given, empty, batch, device = prompt_embeds, negative_prompt_embeds, len(prompts), self._execution_device
         if given is not None:
             if given.shape[0] != batch or given.ndim != 3:
                 raise ConfigError(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from wam_video.errors import ConfigError
@@ -48,7 +48,7 @@ class ChunkMemory(StreamRows):
         for index in rows:
             self._rows[index] = Row(rhythm=self._rows[index].rhythm)
         if self._cache is not None:
-            self._cache = self._cache.reset(self._flags(rows))
+            self._cache = self._cache.reset(self.flags(rows))
 
     def prompt(self, text: Text, rows: Sequence[int]) -> None:
         """Use other prompts in some rows; what is in the cache stays as it was observed, under the prompts of then."""
@@ -145,7 +145,7 @@ class ChunkMemory(StreamRows):
         if self._setup.guided:
             values |= {name: None if value is None else twice(value) for name, value in values.items()}
         assert self._cache is not None, "chunk 0 comes first"
-        places = self._places(rows)
+        places = self.places(rows)
         self._cache = self._cache.joined(self._network.observe(self._cache.part(places), **values), places)
 
     def _history(self, rows: list[int]) -> dict[str, Tensor]:
@@ -183,7 +183,7 @@ class ChunkMemory(StreamRows):
                 )
         start, pattern, given = self._start(order)
         inputs = self.inputs(rows, 0 if start.video is None else start.video.shape[3]) | {"image_embeds": None}
-        inputs |= {"cache": self._cache and self._cache.part(self._places(rows)), "num_context": 0}
+        inputs |= {"cache": self._cache and self._cache.part(self.places(rows)), "num_context": 0}
         inputs |= {"action_times": self.action_times(rows).to(setup.device), **self.states(rows)}
         field = VelocityField(self._network, inputs, None, setup.guidance, guided=setup.guided)
         grid = path_grid(order.spec, order.sampling.path)
@@ -279,13 +279,4 @@ class ChunkMemory(StreamRows):
         """Put the prompts and images of some rows into the cache, once."""
         if self._cache is not None and rows:
             contexts = self._network.contexts(*self._context())
-            self._cache = self._cache.with_contexts(contexts, self._flags(rows))
-
-    def _places(self, rows: Sequence[int]) -> list[int]:
-        """Return the places of rows in the cache; with guidance those of the unconditional samples come after all others."""
-        return [*rows, *([row + len(self._rows) for row in rows] if self._setup.guided else [])]
-
-    def _flags(self, rows: Sequence[int]) -> Bool[Tensor, " p"]:
-        flags = torch.zeros(len(self._rows) * (2 if self._setup.guided else 1), dtype=torch.bool)
-        flags[self._places(rows)] = True
-        return flags
+            self._cache = self._cache.with_contexts(contexts, self.flags(rows))

@@ -254,3 +254,13 @@ class StreamRows:
         """Return which actions of a chunk each row's body has."""
         counts = [horizon(self._window, self._setup.embodiments[index]) for index in rows]
         return torch.arange(self._rows[rows[0]].rhythm.per)[None] < torch.tensor(counts)[:, None]
+
+    def places(self, rows: Sequence[int]) -> list[int]:
+        """Return the places of rows in the cache; with guidance those of the unconditional samples come after all others."""
+        return [*rows, *([row + len(self._rows) for row in rows] if self._setup.guided else [])]
+
+    def flags(self, rows: Sequence[int]) -> Bool[Tensor, " p"]:
+        """Return which places of the cache are those of some rows."""
+        flags = torch.zeros(len(self._rows) * (2 if self._setup.guided else 1), dtype=torch.bool)
+        flags[self.places(rows)] = True
+        return flags
