@@ -6,12 +6,19 @@ import re
 import pytest
 
 from tests.policy.tree import ROOT, files, read
-from wam_video.evaluation.ablation_page import markdown
-from wam_video.evaluation.card import ABLATION, ABLATION_END, BEGIN, END, figures, fill
+from wam_video.evaluation.card import BEGIN, END, PART, PART_END, PARTS, figures, fill
 from wam_video.inference.loading import model_hash
 
 CARDS = sorted(name.rsplit("/", 1)[0] for name in files() if name.endswith("/metrics.json"))
-RECORDS = sorted(name for name in files() if re.fullmatch(r"model_cards/.*/ablation_[^/]+\.json", name))
+
+
+def kind_of(record: str) -> str:
+    return record.rsplit("/", 1)[-1].split("_", 1)[0]
+
+
+RECORDS = sorted(
+    name for name in files() if re.fullmatch(r"model_cards/.*/[a-z]+_[^/]+\.json", name) and kind_of(name) in PARTS
+)
 
 
 @pytest.mark.parametrize("folder", CARDS)
@@ -22,10 +29,14 @@ def test_a_card_holds_what_its_metrics_say(folder: str) -> None:
 
 
 @pytest.mark.parametrize("record", RECORDS)
-def test_a_card_holds_what_its_ablations_say(record: str) -> None:
-    document, card = json.loads(read(record)), read(record.rsplit("/", 1)[0] + "/README.md")
-    filled = fill(card, markdown(document), ABLATION.format(document["name"]), ABLATION_END)
-    assert card == filled, f"run: wam-video card {record.rsplit('/', 1)[0]} --ablation {record}"
+def test_a_card_holds_what_its_records_say(record: str) -> None:
+    folder, file = record.rsplit("/", 1)
+    kind, name = file.removesuffix(".json").split("_", 1)
+    document, card = json.loads(read(record)), read(f"{folder}/README.md")
+    made = PARTS[kind](document, folder.rsplit("/", 1)[-1])
+    assert card == fill(card, made, PART.format(kind, name), PART_END.format(kind)), (
+        f"run wam-video card {folder} again"
+    )
 
 
 @pytest.mark.parametrize("folder", CARDS)

@@ -1,4 +1,4 @@
-"""`wam-video card`: put the figures of metrics.json, or an ablation's table, into the model card beside a checkpoint."""
+"""`wam-video card`: put what the commands measured into the model card beside a checkpoint, so that no figure is typed."""
 
 import argparse
 import sys
@@ -14,6 +14,7 @@ examples:
   wam-video evaluate --model runs/mine/model --data shards/mine --output runs/mine/evaluation
   wam-video card model_cards/mine --metrics runs/mine/evaluation/metrics.json
   wam-video card model_cards/mine
+  wam-video card model_cards/mine --rollout pusht=runs/mine/rollout/rollout.json
   wam-video card model_cards/mine --ablation runs/clocks/ablation.json"""
 
 
@@ -27,13 +28,21 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("folder", type=Path, metavar="FOLDER", help="checkpoint with a README.md")
     result.add_argument(
-        "--metrics", type=Path, metavar="FILE", help="what `evaluate` wrote of this checkpoint; copied into FOLDER"
+        "--metrics",
+        metavar="[NAME=]FILE",
+        help="what `evaluate` wrote of this checkpoint; copied into FOLDER. With a name: figures on further data, in a place "
+        "of their own (see --ablation), kept as metrics_NAME.json",
+    )
+    result.add_argument(
+        "--rollout",
+        metavar="NAME=FILE",
+        help="what `rollout` wrote of this checkpoint, in its place; kept as rollout_NAME.json",
     )
     result.add_argument(
         "--ablation",
         type=Path,
         metavar="FILE",
-        help="instead, fill the place of this ablation, between `<!-- ablation NAME: made by `wam-video card` -->` and "
+        help="fill the place of this ablation, between `<!-- ablation NAME: made by `wam-video card` -->` and "
         "`<!-- end of ablation -->`; kept in FOLDER as ablation_NAME.json",
     )
     return result
@@ -43,15 +52,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Fill the card; return the exit code."""
     arguments = parser().parse_args(argv)
     setup_logging()
-    from wam_video.evaluation.card import update, update_ablation  # torch and diffusers: not before --help has answered
+    from wam_video.evaluation.card import update, update_part  # torch and diffusers: not before --help has answered
 
+    given = [x for x in (arguments.metrics, arguments.rollout, arguments.ablation) if x is not None]
+    if len(given) > 1:
+        raise ConfigError("--metrics, --rollout and --ablation fill different places; give one of them at a time")
+    folder = arguments.folder
     if arguments.ablation is not None:
-        if arguments.metrics is not None:
-            raise ConfigError("--metrics and --ablation fill different places; give one of them at a time")
-        print(update_ablation(arguments.folder, arguments.ablation))
-        return DONE
-    print(update(arguments.folder, arguments.metrics))
+        print(update_part(folder, "ablation", arguments.ablation))
+    elif arguments.rollout is not None:
+        name, file = _named("--rollout", arguments.rollout)
+        print(update_part(folder, "rollout", file, name))
+    elif arguments.metrics is not None and "=" in arguments.metrics:
+        name, file = _named("--metrics", arguments.metrics)
+        print(update_part(folder, "metrics", file, name))
+    else:
+        print(update(folder, None if arguments.metrics is None else Path(arguments.metrics)))
     return DONE
+
+
+def _named(what: str, value: str) -> tuple[str, Path]:
+    name, separator, file = value.partition("=")
+    if not separator or not name or not file:
+        raise ConfigError(f"{what} is {value!r}; it must be NAME=FILE, e.g. {what} pusht=runs/pusht/rollout.json")
+    return name, Path(file)
 
 
 if __name__ == "__main__":

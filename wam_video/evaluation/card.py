@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ from wam_video.inference.loading import INDEX, METRICS, model_hash
 
 BEGIN = "<!-- figures: made by `wam-video card` from metrics.json -->"
 END = "<!-- end of figures -->"
-ABLATION = "<!-- ablation {}: made by `wam-video card` -->"
-"""Begins the table of an ablation of that name; its record lies beside the card as `ablation_<name>.json`."""
-ABLATION_END = "<!-- end of ablation -->"
+PART = "<!-- {} {}: made by `wam-video card` -->"
+"""Begins the table of a record of that kind and name, which lies beside the card as `<kind>_<name>.json`."""
+PART_END = "<!-- end of {} -->"
 
 _COPY, _HOLD, _MEAN = (CONTROL, "copy_last"), (CONTROL, "hold_last"), (CONTROL, "mean_action")
 _TABLE: tuple[tuple[str, str, Key, tuple[tuple[str, Key], ...]], ...] = (
@@ -69,7 +69,7 @@ def figures(document: Mapping[str, Any], name: str) -> str:
             "|---|---|---|",
         ]
         lines = [line for body in bodies for line in _lines(rows, body, f" ({body})" if len(bodies) > 1 else "")]
-        return "\n".join([*head, *lines, *_advantages(model)])
+        return "\n".join([*head, *lines, *_advantages(model), *_answers(model)])
     except (KeyError, TypeError) as error:
         raise DataError(
             f"the figures lack {error}; give the metrics.json that `wam-video evaluate` of this version wrote"
@@ -89,32 +89,42 @@ def fill(text: str, made: str, begin: str = BEGIN, end: str = END) -> str:
     return f"{before}{begin}\n\n{made}\n\n{end}{after}"
 
 
-def update_ablation(folder: Path, record: Path) -> Path:
-    """Put the table of an ablation between its markers in a card, its record beside the card, and return the card's path.
+def update_part(folder: Path, kind: str, record: Path, name: str | None = None) -> Path:
+    """Put the table of a record between its markers in a card, the record beside the card, and return the card's path.
 
     Args:
         folder: With README.md.
-        record: What `wam-video ablate` wrote to ablation.json.
+        kind: Of `PARTS`.
+        record: What `wam-video ablate`, `rollout` or `evaluate` wrote.
+        name: Tells records of a kind apart; None: the one that the record itself bears.
 
     Raises:
-        DataError: A file is missing or broken, or the card has no place for an ablation of that name.
+        DataError: A file is missing or broken, or the card has no place for it.
+        ConfigError: The record is of another checkpoint.
     """
     card = folder / "README.md"
     for file in (card, record):
         if not file.is_file():
-            raise DataError(f"{str(file)!r} is no file; give a folder with README.md, and an ablation.json")
+            raise DataError(
+                f"{str(file)!r} is no file; give a folder with README.md, and the JSON that a command wrote"
+            )
     try:
         document = json.loads(record.read_text(encoding="utf-8"))
-        name = document["name"]
+        name = name or document["name"]
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{record} is no record of an ablation ({error}); give what `wam-video ablate` wrote"
-        ) from error
-    made = fill(card.read_text(encoding="utf-8"), markdown(document), ABLATION.format(name), ABLATION_END)
-    kept = folder / f"ablation_{name}.json"
+        raise DataError(f"{record} is no record of {kind} ({error}); give what the command wrote") from error
+    made = PARTS[kind](document, folder.resolve().name)
+    filled = fill(card.read_text(encoding="utf-8"), made, PART.format(kind, name), PART_END.format(kind))
+    if kind != "ablation":
+        _check_hash(
+            folder,
+            record,
+            {p["model_hash"] for p in document.get("models", document.get("policies", ())) if "model_hash" in p},
+        )
+    kept = folder / f"{kind}_{name}.json"
     if record.resolve() != kept.resolve():
         shutil.copyfile(record, kept)
-    card.write_text(made, encoding="utf-8")
+    card.write_text(filled, encoding="utf-8")
     return card
 
 
@@ -138,15 +148,19 @@ def update(folder: Path, metrics: Path | None = None) -> Path:
     except ValueError as error:
         raise DataError(f"{source}: not valid JSON ({error}); evaluate again") from error
     filled = fill(card.read_text(encoding="utf-8"), figures(document, folder.resolve().name))
-    scored = _model(document, folder.resolve().name)["model_hash"]
-    if (folder / INDEX).is_file() and (found := model_hash(folder)) != scored:
-        raise ConfigError(
-            f"{source} is of a checkpoint with hash {scored[:16]}, {folder} has {found[:16]}; evaluate this checkpoint"
-        )
+    _check_hash(folder, source, {_model(document, folder.resolve().name)["model_hash"]})
     if source.resolve() != (folder / METRICS).resolve():
         shutil.copyfile(source, folder / METRICS)
     card.write_text(filled, encoding="utf-8")
     return card
+
+
+def _check_hash(folder: Path, record: Path, scored: Collection[str]) -> None:
+    if (folder / INDEX).is_file() and (found := model_hash(folder)) not in scored:
+        hashes = ", ".join(sorted(h[:16] for h in scored))
+        raise ConfigError(
+            f"{record} is of a checkpoint with hash {hashes}, {folder} has {found[:16]}; score this checkpoint"
+        )
 
 
 def _model(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -186,3 +200,75 @@ def _interval(row: Mapping[str, Any]) -> str:
     unit, value = ("", f"R2 {_number(row)}") if row["metric"] == "r2" else (" dB", _number(row))
     known = row["low"] is not None and row["high"] is not None
     return f"{value}{unit}" + (f" ({_number(row, 'low')} to {_number(row, 'high')})" if known else "")
+
+
+def _answers(model: Mapping[str, Any]) -> list[str]:
+    """Return how many of the questions were answered well, and the flags of the others: of the modes, then of each study."""
+    sheets = [("modes", model["checks"]), *((f"study {s['name']}", s["checks"]) for s in model.get("studies", ()))]
+    lines = []
+    for name, checks in sheets:
+        told = [check for check in checks if check["status"] != "unknown"]
+        if told:
+            flags = [check["flag"] for check in told if check["status"] == "no"]
+            held = f"{len(told) - len(flags)} of {len(told)}"
+            lines.append(f"- {name}: {held} checks hold" + (f"; not: {'; '.join(flags)}" if flags else ""))
+    return (
+        ["", "Checks against controls (a check holds where the whole interval is on its good side):", "", *lines]
+        if lines
+        else []
+    )
+
+
+def rollouts(document: Mapping[str, Any], name: str) -> str:
+    """Return the success rates of a record of `wam-video rollout` as Markdown.
+
+    Args:
+        document: What it wrote to rollout.json.
+        name: Of the card's folder; not used, for the record names its policies.
+
+    Raises:
+        DataError: It is no such document.
+    """
+    try:
+        policies, settings = document["policies"], document["settings"]
+        tasks = settings["tasks"]
+        own = [p for p in policies if p["kind"] == "model"]
+        head = [
+            f"`{settings['env']}`, {settings['episodes_per_task']} starts a task that no training episode had, at most "
+            f"{settings['max_steps']} actions at {settings['action_rate']:g} Hz, seed {settings['seed']}; "
+            + "; ".join(_how(p) for p in own)
+            + ". Successes of episodes, in brackets Wilson's 95 % interval.",
+            "",
+            f"| task | {' | '.join(p['name'] for p in policies)} |",
+            f"|---{'|---' * len(policies)}|",
+        ]
+        lines = [f"| {task} | {' | '.join(_rate(p['tasks'][task]) for p in policies)} |" for task in tasks]
+        lines += [f"| all | {' | '.join(_rate(p['success']) for p in policies)} |"] if len(tasks) > 1 else []
+        return "\n".join([*head, *lines])
+    except (KeyError, TypeError) as error:
+        raise DataError(f"the record lacks {error}; give the rollout.json that `wam-video rollout` wrote") from error
+
+
+def _how(policy: Mapping[str, Any]) -> str:
+    clocks = policy["clocks"]
+    return (
+        f"{policy['name']}: {clocks['num_inference_steps']} step(s), path `{clocks['policy_path']}`, a decision every "
+        f"{policy['replan_interval_s']:g} s"
+    )
+
+
+def _rate(found: Mapping[str, Any]) -> str:
+    low, high = found["wilson"]
+    return f"{found['successes']}/{found['episodes']} ({100 * low:.0f} to {100 * high:.0f} %)"
+
+
+def _ablation(document: Mapping[str, Any], name: str) -> str:
+    return markdown(document)
+
+
+PARTS: dict[str, Callable[[Mapping[str, Any], str], str]] = {
+    "ablation": _ablation,
+    "rollout": rollouts,
+    "metrics": figures,
+}
+"""Kind of a record -> what makes its table, from the document and the name of the card's folder."""

@@ -7,7 +7,7 @@ import pytest
 
 from wam_video.cli.card import main
 from wam_video.cli.command import DONE, WRONG_REQUEST, run
-from wam_video.evaluation.card import BEGIN, END, figures, fill
+from wam_video.evaluation.card import BEGIN, END, PART, PART_END, figures, fill
 
 ROW = {"embodiment": "arm", "dimension": None, "time_s": None, "low": 0.1, "high": 0.9}
 
@@ -21,7 +21,14 @@ def document(**changes: object) -> dict:
         dict(row, mode="control", condition="hold_last", value=0.25, low=None, high=None),
         dict(row, mode="forward", metric="psnr_moving", value=14.0),
     ]
-    check = {"name": "forward_uses_actions", "embodiment": "arm", "metric": "psnr_moving"}
+    check = {
+        "name": "forward_uses_actions",
+        "embodiment": "arm",
+        "metric": "psnr_moving",
+        "status": "yes",
+        "flag": None,
+    }
+    study = {"name": "drift", "checks": [{"status": "no", "flag": "it drifts"}, {"status": "unknown", "flag": None}]}
     model = {
         **{
             "name": "tiny",
@@ -39,6 +46,7 @@ def document(**changes: object) -> dict:
         },
         "rows": rows,
         "checks": [check | {"advantage": {"value": 2.0, "low": None, "high": None}}],
+        "studies": [study],
     }
     return {"settings": {"seed": 0}, "models": [model | changes]}
 
@@ -49,7 +57,47 @@ def test_each_mode_stands_beside_its_controls() -> None:
     assert "| forward | 14.00 dB (0.10 to 0.90) |  |" in made
     assert not [line for line in made if "0.77" in line or "0.66" in line or line.startswith("| inverse")]
     assert made[0].startswith("1,234,567 parameters; 9 windows of 3 episodes of `toy`")
-    assert made[-1] == "arm: forward with the true actions is better than with another window's by 2.00 dB."
+    assert "arm: forward with the true actions is better than with another window's by 2.00 dB." in made
+    assert made[-2:] == ["- modes: 1 of 1 checks hold", "- study drift: 0 of 1 checks hold; not: it drifts"]
+
+
+def rollout(**changes: object) -> dict:
+    rate = {"successes": 3, "episodes": 4, "wilson": [0.3, 0.95]}
+    clocks = {"num_inference_steps": 1, "policy_path": "absent"}
+    model = {"name": "tiny", "kind": "model", "model_hash": "0" * 64, "clocks": clocks, "replan_interval_s": 0.4}
+    model |= {"tasks": {"lift": rate}, "success": rate}
+    control = {"name": "hold", "kind": "control", "tasks": {"lift": rate | {"successes": 0}}, "success": rate}
+    settings = {"env": "toy", "episodes_per_task": 4, "max_steps": 9, "action_rate": 10.0, "seed": 7, "tasks": ["lift"]}
+    return {"settings": settings, "policies": [model, control]} | changes
+
+
+def test_a_rollout_has_a_place_of_its_own(tmp_path: Path) -> None:
+    begin, end = PART.format("rollout", "toy"), PART_END.format("rollout")
+    (tmp_path / "README.md").write_text(f"above\n{begin}\n{end}\nbelow\n")
+    (tmp_path / "rollout.json").write_text(json.dumps(rollout()))
+    assert run(main, [str(tmp_path), "--rollout", f"toy={tmp_path / 'rollout.json'}"]) == DONE
+    card = (tmp_path / "README.md").read_text()
+    assert "| lift | 3/4 (30 to 95 %) | 0/4 (30 to 95 %) |" in card and card.endswith("below\n")
+    assert json.loads((tmp_path / "rollout_toy.json").read_text()) == rollout()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--rollout", "rollout.json"], "must be NAME=FILE"),
+        (["--rollout", "other=rollout.json"], "no place for figures"),
+        (["--rollout", "toy=none.json"], "is no file"),
+        (["--rollout", "toy=rollout.json", "--metrics", "metrics.json"], "one of them at a time"),
+    ],
+)
+def test_a_wrong_record_is_one_line(
+    given: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("README.md").write_text(f"{PART.format('rollout', 'toy')}{PART_END.format('rollout')}")
+    Path("rollout.json").write_text(json.dumps(rollout()))
+    assert run(main, [".", *given]) != DONE
+    assert message in capsys.readouterr().err
 
 
 def test_only_what_stands_between_the_markers_changes() -> None:
