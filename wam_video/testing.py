@@ -114,6 +114,7 @@ def tiny_transformer(config: TinyConfig, in_channels: int, mask_channels: int = 
     image: dict[str, Any] = dict(
         condition_channels=mask_channels + in_channels, image_dim=CLIP_DIM, added_kv_proj_dim=24
     )
+    extra: dict[str, Any] = {"num_registers": 2} | (image if config.image else {}) | config.model
     bodies = [{"name": name, "action_dim": action, "state_dim": state} for name, action, state in config.bodies]
     transformer = WAMTransformer(
         embodiments=bodies,
@@ -129,7 +130,7 @@ def tiny_transformer(config: TinyConfig, in_channels: int, mask_channels: int = 
         video_prediction=config.video_prediction,
         action_prediction=config.action_prediction,
         residual_video=config.residual_video,
-        **({"num_registers": 2} | (image if config.image else {}) | config.model),
+        **extra,
     )
     for parameter in transformer.parameters():
         if not parameter.any():

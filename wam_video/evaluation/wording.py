@@ -219,7 +219,10 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
 )  # fmt: skip
 
 LEFT_OUT: tuple[tuple[str, str], ...] = (
-    ("LPIPS and FVD", "outside the study 'fidelity', which gives them where it has their networks' weights (--weights)"),
+    (
+        "LPIPS and FVD",
+        "outside the study 'fidelity', which gives them where it has their networks' weights (--weights)",
+    ),
     ("FID", "needs the weights of Inception v3 and some thousand images"),
 )
 """Metrics that are not given, and why; never a number in their place."""
