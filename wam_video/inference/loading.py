@@ -19,6 +19,8 @@ CHECKSUMS = "checksums.json"
 """Beside the index: `{"sha256": {file: hex}}` of every safetensors file. Folders from before it existed have none."""
 METRICS = "metrics.json"
 """Figures that may stand beside the index; no part of the model."""
+RECORDS = ("metrics", "rollout", "ablation")
+"""Kinds of such files: `KIND.json` or `KIND_NAME.json`."""
 CONFIG_FILES = {
     "transformer": "config.json",
     "vae": "config.json",
@@ -218,14 +220,19 @@ def verify_weights(folder: Path, passed: frozenset[str] = frozenset()) -> None:
             )
 
 
+def _is_record(file: Path, folder: Path) -> bool:
+    """Whether a file holds what was measured of a checkpoint, not a part of it."""
+    return file.parent == folder and file.stem.split("_", 1)[0] in RECORDS
+
+
 def model_hash(folder: str | Path) -> str:
     """Return a hash (sha256, hex) of a checkpoint folder: of the names and bytes of its JSON and safetensors files.
 
-    Figures laid beside it (`metrics.json`) leave it as it is.
+    Figures laid beside it (`metrics.json`, `rollout_pusht.json`, ...) leave it as it is.
     """
     digest = hashlib.sha256()
     folder = Path(folder)
-    files = [p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors") and p != folder / METRICS]
+    files = [p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors") and not _is_record(p, folder)]
     for file in sorted(files):
         digest.update(f"{file.relative_to(folder).as_posix()}\0{hash_file(file)}\n".encode())
     return digest.hexdigest()

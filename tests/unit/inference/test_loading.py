@@ -68,6 +68,7 @@ def test_the_facade_alone_is_enough_to_load_in_a_fresh_process(folder: Path) -> 
 def test_the_hash_of_a_model_changes_with_any_byte_of_it(copy: Path) -> None:
     before = loading.model_hash(copy)
     (copy / "README.md").write_text("words")
+    (copy / "rollout_pusht.json").write_text("{}")
     assert loading.model_hash(copy) == before
     flip_statistics(copy)
     assert loading.model_hash(copy) != before
