@@ -135,7 +135,7 @@ class StreamSession:
 
         Returns:
             Actions float32 `n ta da` in physical units, the first of which begins now: a chunk's, less those that are past
-            where frames wait for it to be complete. The video `n v f 3 h w` in [0, 1] of the chunk, if the path imagines it and
+            where frames wait for it to be complete; zeros follow in rows of which less is left than of others. The video `n v f 3 h w` in [0, 1] of the chunk, if the path imagines it and
             goes on to its end (`video_stop` 0); else None.
 
         Raises:
@@ -218,10 +218,12 @@ class StreamSession:
     def _chosen(self, rows: Rows) -> tuple[int, ...]:
         if rows is None:
             return tuple(range(len(self)))
+        if not isinstance(rows, Sequence | np.ndarray):
+            raise ConfigError(f"rows is {rows!r}; give a list of row numbers, or None for all")
         for row in rows:
             if isinstance(row, bool) or not isinstance(row, int | np.integer) or not 0 <= row < len(self):
                 raise ConfigError(f"row {row!r} is unknown; allowed: 0 to {len(self) - 1}, the rows of this session")
-        if not rows or len(set(rows)) != len(rows):
+        if not len(rows) or len(set(rows)) != len(rows):
             raise ConfigError(f"rows are {list(rows)}; give at least one, each once")
         return tuple(int(row) for row in rows)
 

@@ -71,7 +71,7 @@ class Rhythm:
         return max(chunks - 1, 0) * self.chunk * self.factor
 
     def steps(self, frames: int) -> int:
-        """Return the actions that begin before frame number `frames` after the context."""
+        """Return the actions of the first `frames` frames after the context, rounded to whole ones."""
         return floor(frames * self.rate + 0.5 + 1e-6)
 
 

@@ -212,8 +212,8 @@ class KVCache:
         )
 
     def joined(self, part: "KVCache", rows: Sequence[int]) -> "KVCache":
-        """Return the cache after `part(rows)` has observed."""
-        if len(rows) == len(self.counts):
+        """Return the cache after `part(rows)` has observed; the rows may be in any order."""
+        if list(rows) == list(range(len(self.counts))):
             return part
         index = torch.tensor(rows, device=self.meta.real.device)
         counts = list(self.counts)

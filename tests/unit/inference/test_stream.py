@@ -97,6 +97,18 @@ def test_rows_are_sessions_of_their_own(rule: str) -> None:
     assert worst < 1e-5
 
 
+@pytest.mark.parametrize(("rule", "guidance"), [("open", 1.0), ("history", 2.0), ("no_chunks", 1.0)])
+def test_rows_keep_their_places_in_whatever_order_they_are_named(rule: str, guidance: float) -> None:
+    pipe, answers = pipeline(rule), []
+    for order in ([0, 1], [1, 0]):
+        session = start(pipe, 2, prompt=["push", "fold"], guidance_scale=guidance)
+        live(session, Robots(order), 2, rows=order)
+        live_on = Robots([7, 8])
+        session.observe(live_on.video(2), live_on.state(), live_on.actions(4))
+        answers.append(act(session, [3, 4]))
+    np.testing.assert_allclose(answers[0], answers[1], atol=1e-5)
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_a_row_sees_nothing_of_the_others(rule: str) -> None:
     answers = []
@@ -244,6 +256,7 @@ REFUSED = {
     "times are of shape": dict(times=[0.4, 0.6]),
     "row 7 is unknown; allowed: 0 to 0": dict(rows=[7]),
     "each once": dict(rows=[]),
+    "rows is 0; give a list": dict(rows=0),
 }
 
 
