@@ -10,9 +10,11 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from wam_video.data.settings import DatasetConfig
 from wam_video.errors import CheckpointError, ConfigError
 from wam_video.log import get_logger
 from wam_video.training.config import FREE_ON_RESUME
@@ -116,14 +118,16 @@ def check_same_run(
     Args:
         saved: The configuration in the checkpoint; keys that a later version added stand at their defaults.
         current: The configuration now.
-        defaults: That of a run without any settings.
+        defaults: That of a run without any settings; a dataset's are `DatasetConfig`'s.
         folder: The checkpoint, for the message.
 
     Raises:
         ConfigError: The message names the first key, both values and what to do.
     """
     new = _flatten(current)
-    old = {key: value for key, value in _flatten(defaults).items() if key in new} | _flatten(saved)
+    datasets = dict.fromkeys(saved.get("data", {}).get("datasets", {}), asdict(DatasetConfig()))
+    usual = _flatten(defaults) | _flatten({"data": {"datasets": datasets}})
+    old = {key: value for key, value in usual.items() if key in new} | _flatten(saved)
     for key in sorted(old.keys() | new.keys()):
         free = any(key == name or key.startswith(f"{name}.") for name in FREE_ON_RESUME)
         if old.get(key) != new.get(key) and not free:

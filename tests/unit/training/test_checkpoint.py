@@ -1,6 +1,7 @@
 import logging
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,6 +78,18 @@ def test_a_key_that_a_later_version_added_must_stand_at_its_default(tmp_path: Pa
     check_same_run({"seed": 0}, {"seed": 0, "new": {"key": 1}}, {"new": {"key": 1}}, folder)
     with pytest.raises(ConfigError, match=r"new\.key"):
         check_same_run({"seed": 0}, {"seed": 0, "new": {"key": 2}}, {"new": {"key": 1}}, folder)
+
+
+def test_a_key_that_a_later_version_gave_datasets_must_stand_at_its_default(tmp_path: Path) -> None:
+    def run(**datasets: Any) -> dict[str, Any]:
+        return {"data": {"datasets": datasets}}
+
+    folder, old = tmp_path / "checkpoints" / "step-0000001", run(arm={"path": "a"})
+    check_same_run(old, run(arm={"path": "a", "episodes": 1.0, "drop_actions": 0.0}), {}, folder)
+    with pytest.raises(ConfigError, match=r"arm\.episodes is 0\.5, but .* started with 1\.0"):
+        check_same_run(old, run(arm={"path": "a", "episodes": 0.5}), {}, folder)
+    with pytest.raises(ConfigError, match=r"hand\.episodes is 1\.0, but .* started with None"):
+        check_same_run(old, run(arm={"path": "a"}, hand={"path": "b", "episodes": 1.0}), {}, folder)
 
 
 def test_a_newer_checkpoint_is_refused(tmp_path: Path) -> None:
