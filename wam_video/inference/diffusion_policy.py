@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wam_video.data.processor import WAMProcessor
-from wam_video.errors import CheckpointError, ConfigError
+from wam_video.errors import CheckpointError, ConfigError, one_of
 from wam_video.flow.modes import MODES, get_mode
 from wam_video.inference.checkpoint import CheckpointFolder
 from wam_video.inference.inputs import Conditions, Request, batch_conditions, build_conditions
@@ -36,6 +36,10 @@ class DiffusionOptions:
     num_inference_steps: int | None = None
     generator: Generators = None
     output_type: str = "np"
+
+    def __post_init__(self) -> None:
+        if self.output_type not in ("np", "pt"):
+            raise ConfigError(one_of("output_type", self.output_type, ("np", "pt")))
 
 
 class DiffusionPolicyPipeline(CheckpointFolder):

@@ -66,6 +66,7 @@ def check_policy_run(config: Any) -> None:
         ("density", DensityConfig(absent_video=1.0), "it never sees a future frame"),
         ("loss", LossConfig(), "its loss is the squared error of the noise"),
         ("scheduler", {}, "it samples by DDPM"),
+        ("normalization", "min_max", "its samples are clipped to [-1, 1]"),
         ("teacher.kind", "none", "it has no video tokens"),
         ("adapter.kind", "none", "it is trained whole"),
         ("image_encoder.kind", "none", "it has its own"),

@@ -48,6 +48,7 @@ def policy_config(folder: Path, **changes: Any) -> TrainConfig:
         "model": SIZES,
         "density": DensityConfig(absent_video=1.0),
         "ema": EMAConfig(power=0.75),
+        "normalization": "min_max",
     }
     return tiny_config(folder, **(values | changes))
 
@@ -164,6 +165,7 @@ def test_the_eyes_have_a_weight_decay_of_their_own(tmp_path: Path) -> None:
         ("loss.action_weight=2", r"loss.action_weight is 2"),
         ("adapter.kind=lora", r"adapter.kind is 'lora'"),
         ("init_from=x", r"init_from is 'x'"),
+        ("normalization=mean_std", r"normalization is 'mean_std'.*clipped.*allowed: 'min_max'"),
         ("optim.name=muon", r"optim.name is 'muon'.*allowed: 'adamw'"),
         ("scheduler.solver=heun", r"scheduler is .*by DDPM"),
         ("model.num_layer=3", r"Did you mean 'num_layers'"),
