@@ -15,7 +15,8 @@ from wam_video.models import adapters
 from wam_video.models.transformer import WAMTransformer
 from wam_video.models.video_codec import PixelCodec
 
-_HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies")
+HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+"""What `from_pretrained` passes on to the Hub."""
 
 
 class CheckpointFolder(DiffusionPipeline):
@@ -42,7 +43,7 @@ class CheckpointFolder(DiffusionPipeline):
         Raises:
             CheckpointError: A file is missing or altered, or the parts do not fit each other.
         """
-        hub = {name: kwargs.pop(name) for name in _HUB_OPTIONS if name in kwargs}
+        hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
         folder = loading.resolve(fspath(pretrained_model_name_or_path), **hub)
         passed = frozenset(kwargs) & frozenset(loading.CONFIG_FILES)
         loading.check_folder(folder, cls.__name__, passed, tuple(inspect.signature(cls.__init__).parameters))

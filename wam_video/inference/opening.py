@@ -5,6 +5,7 @@ from typing import Any
 
 from wam_video.errors import CheckpointError, one_of
 from wam_video.inference import loading
+from wam_video.inference.checkpoint import HUB_OPTIONS
 from wam_video.inference.diffusion_policy import DiffusionPolicyPipeline
 from wam_video.inference.pipeline import WAMPipeline
 
@@ -22,8 +23,9 @@ def open_checkpoint(name_or_path: str | PathLike[str], **kwargs: Any) -> Acting:
     Raises:
         CheckpointError: There is no such folder, it is damaged, or it is of another library's pipeline.
     """
-    folder = loading.resolve(fspath(name_or_path))
-    name = loading.read_json(folder / loading.INDEX).get("_class_name")
+    hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
+    folder = loading.resolve(fspath(name_or_path), **hub)
+    name = str(loading.read_json(folder / loading.INDEX).get("_class_name"))
     if name not in KINDS:
         raise CheckpointError(one_of(f"pipeline in {folder / loading.INDEX}", name, KINDS))
     return KINDS[name].from_pretrained(folder, **kwargs)

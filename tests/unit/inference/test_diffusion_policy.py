@@ -110,6 +110,7 @@ def test_a_missing_first_frame_is_the_next_one() -> None:
         ("policy", {"policy_path": "absent"}, "policy_path is 'absent'"),
         ("policy", {"num_inference_steps": 101}, "num_inference_steps is 101; allowed: 1 to 100"),
         ("policy", {"num_inference_steps": 0}, "num_inference_steps is 0; allowed: 1 to 100"),
+        ("policy", {"output_type": "latent"}, "output_type is 'latent'"),
         ("policy", {"generator": [1]}, "generator is a list of 1 for 2 samples"),
     ],
 )
@@ -131,6 +132,19 @@ def test_a_folder_tells_what_it_is(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "dp")
     with pytest.raises(CheckpointError, match="no folder"):
         open_checkpoint(tmp_path / "nowhere")
+
+
+def test_a_checkpoint_of_the_hub_is_the_one_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_policy().save_pretrained(tmp_path)
+    asked: list[dict[str, Any]] = []
+
+    def fetch(name: str, **options: Any) -> str:
+        asked.append({"name": name} | options)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    assert isinstance(open_checkpoint("lab/policy", revision="v2"), DiffusionPolicyPipeline)
+    assert [(call["name"], call["revision"]) for call in asked] == [("lab/policy", "v2")]
 
 
 def test_parts_of_two_models_are_refused() -> None:
