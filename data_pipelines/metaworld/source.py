@@ -58,7 +58,7 @@ class MetaWorldConfig:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ConfigError(f"option {name} of source 'metaworld' is {value}; allowed: {low} to {high}")
-        if not self.fps > 0 or (options.action_rate / self.fps) % 1 > 1e-6:
+        if not 0 < self.fps <= options.action_rate or (options.action_rate / self.fps) % 1 > 1e-6:
             rates = ", ".join(f"{options.action_rate / k:g}" for k in (1, 2, 4, 8))
             raise ConfigError(
                 f"option fps of source 'metaworld' is {self.fps:g} at {options.action_rate:g} actions a second, which "

@@ -48,8 +48,9 @@ def test_the_first_backend_that_draws_is_chosen_and_none_is_told(monkeypatch: py
 
 def test_frame_rates_that_do_not_divide_the_action_rate_are_refused() -> None:
     assert MetaWorldConfig(fps=10.0).weights["expert"] == 0.6
-    with pytest.raises(ConfigError, match="must be a multiple"):
-        MetaWorldConfig(fps=15.0)
+    for fps in (15.0, 80.0, 0.0, float("inf"), float("nan")):
+        with pytest.raises(ConfigError, match="must be a multiple"):
+            MetaWorldConfig(fps=fps)
     with pytest.raises(ConfigError, match="behaviour of source"):
         MetaWorldConfig(behaviours=("expart",))
 
