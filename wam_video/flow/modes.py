@@ -70,6 +70,7 @@ class PathConfig:
     """How a path is cut into steps."""
 
     num_inference_steps: int = 8
+    """Into which the whole path is cut; one that ends early has fewer (`path_grid`)."""
     shift_video: float = 1.0
     """Moves the video clock towards noise; the same number as in training is a good start."""
     shift_action: float = 1.0
@@ -110,7 +111,8 @@ def path_grid(spec: ModeSpec, config: PathConfig) -> Float[Tensor, "steps 2"]:
     """Return the points (t_video, t_action) of a path, from its start to its end, float64, one row more than steps.
 
     There are `num_inference_steps` steps, and `video_steps` before them where both are generated. A spec that `imagines` ends
-    with the actions, and its video at `video_stop`: a clock t becomes stop + (1 - stop) t.
+    with the actions: after the first of these steps at which they are done, so with `action_lead` above 1 it has fewer. Its video
+    goes towards `video_stop`: a clock t becomes stop + (1 - stop) t.
     """
     both = spec.gives_video and spec.gives_actions
     if both and config.video_steps:

@@ -19,7 +19,7 @@ class WAMScheduler(SchedulerMixin, ConfigMixin):
     `flow.solvers.sample`, which keeps nothing between calls.
 
     Args:
-        num_inference_steps: Steps of a path; `heun` evaluates the network twice a step.
+        num_inference_steps: Steps of a whole path (`flow.modes.path_grid`); `heun` evaluates the network twice a step.
         solver: `euler`, `heun` or `ab2`.
         shift_video: Moves the video clock towards noise (`flow.path.shift_time`); 1 leaves it.
         shift_action: The same for actions.

@@ -71,10 +71,6 @@ class Release:
         path = self.experiment.get("pretrained_model_path")
         return str(path).rstrip("/").rsplit("/", 1)[-1] if path else None
 
-    def shapes(self, part: str) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of a part's tensors; reads none of them."""
-        return {name: shape_of(entry) for name, entry in self.tensors[part].items()}
-
 
 def shape_of(entry: tuple[Any, str]) -> tuple[int, ...]:
     """Return the shape of a tensor in an open file."""

@@ -32,8 +32,8 @@ class DecisionConfig:
     guidance: bool = False
     """A second, unconditional sample at each call."""
     cached: bool = False
-    """Keep keys and values of observed frames and prompt. Networks whose actions see observed video only always do
-    (`for_network`)."""
+    """Keep keys and values of observed frames and prompt. Networks whose observed frames are the same in
+    all calls, causal ones among them, always do (`for_network`)."""
     batch_size: int = 1
     """Robots served at once."""
     precision: str = "bf16"

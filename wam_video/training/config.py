@@ -17,7 +17,7 @@ FREE_ON_RESUME = (
     *("steps", "max_minutes", "save_every", "keep_last", "eval_every", "eval_windows", "log_every", "trackers"),
     *("output_dir", "num_processes", "engine", "gradient_checkpointing", "export_on_save", "scheduler"),
     "adapter.export",
-    *("data.num_workers", "data.cache_mb", "data.prefetch", "data.prefetch_factor", "data.store", "data.max_bad_share"),
+    *("data.num_workers", "data.cache_mb", "data.prefetch", "data.store", "data.max_bad_share"),
 )
 """Keys that may differ between a run and its continuation: none of them changes a sample, a loss or an update rule."""
 
