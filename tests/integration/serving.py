@@ -8,6 +8,7 @@ from typing import Any
 
 from wam_video.inference.server.app import PolicyServer, ServerConfig
 from wam_video.inference.server.policy import Policy, PolicyConfig
+from wam_video.inference.server.record import Recorder
 from wam_video.inference.server.sockets import SocketConfig
 from wam_video.inference.server.worker import WorkerConfig
 from wam_video.testing import tiny_pipeline
@@ -21,7 +22,9 @@ def tiny_policy(model: dict[str, Any] | None = None, **options: Any) -> Policy:
 
 
 @contextmanager
-def serving(policy: Policy, socket: dict[str, Any] | None = None, **options: Any) -> Iterator[PolicyServer]:
+def serving(
+    policy: Policy, socket: dict[str, Any] | None = None, *, recorder: Recorder | None = None, **options: Any
+) -> Iterator[PolicyServer]:
     """Serve on a free port until the block ends."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
@@ -30,7 +33,7 @@ def serving(policy: Policy, socket: dict[str, Any] | None = None, **options: Any
     config = ServerConfig(socket=SocketConfig(port=0, **(socket or {})), worker=worker, **options)
 
     async def start() -> PolicyServer:
-        server = PolicyServer(policy, config, {})
+        server = PolicyServer(policy, config, {}, recorder)
         await server.start()
         return server
 

@@ -271,11 +271,11 @@ def test_idle_sessions_are_forgotten() -> None:
 
 
 def test_who_asks_too_often_waits() -> None:
-    with serving(tiny_policy(), max_rate=5.0) as server:
+    with serving(tiny_policy(), max_rate=1.0) as server:
         began = time.monotonic()
-        lives(server, 0, calls=8)
-        assert time.monotonic() - began > 0.4
-        assert "throttled_total 3" in page(server, "/metrics")
+        lives(server, 0, calls=3)
+        assert time.monotonic() - began > 1.5
+        assert server.metrics.counted("throttled_total") > 0
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wam_video.cli.command import DONE, quiet_libraries, run
-from wam_video.cli.options import parse_options, torch_device
+from wam_video.cli.options import check_output, parse_options, torch_device
 from wam_video.errors import ConfigError
 from wam_video.log import get_logger, setup_logging
 
@@ -87,6 +87,7 @@ def _add_clients(result: argparse.ArgumentParser) -> None:
         help="openpi (default), roboarena or dreamzero, for URLs without a path",
     )
     add("--map", action="append", default=[], metavar="KEY=VIEW", help="key of a request that holds a view; repeatable")
+    add("--record", type=Path, metavar="DIR", help="write what robots live through as shards, when the server stops")
     add("--state-keys", default="", metavar="KEY,KEY", help="keys of a request that make up the state, in this order")
     add(
         "--action-space",
@@ -131,10 +132,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from wam_video.inference.server.app import check_exposed  # torch: not before --help has answered
 
     token = _token(arguments)
+    if arguments.record is not None:
+        check_output(arguments.record)
     check_exposed(arguments.host, token)
     policy, server = _configs(arguments, token)
     quiet_libraries()
-    asyncio.run(_serve(_load(arguments), policy, server, arguments.model))
+    asyncio.run(_serve(_load(arguments), policy, server, arguments))
     return DONE
 
 
@@ -210,12 +213,16 @@ def _load(arguments: argparse.Namespace) -> "WAMPipeline":
     return pipe
 
 
-async def _serve(pipe: "WAMPipeline", policy: "PolicyConfig", config: "ServerConfig", model: str) -> None:
+async def _serve(
+    pipe: "WAMPipeline", policy: "PolicyConfig", config: "ServerConfig", arguments: argparse.Namespace
+) -> None:
     from wam_video.inference.server.app import PolicyServer
     from wam_video.inference.server.policy import Policy
+    from wam_video.inference.server.record import Recorder
 
-    served = Policy(pipe, policy)
-    server = PolicyServer(served, config, {"model": model})
+    served, model = Policy(pipe, policy), arguments.model
+    recorder = None if arguments.record is None else Recorder(arguments.record, served)
+    server = PolicyServer(served, config, {"model": model}, recorder)
     log = get_logger(__name__)
     seconds = served.warm_up(config.worker.max_batch)  # nobody is let in yet
     await server.start()

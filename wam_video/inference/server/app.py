@@ -26,6 +26,7 @@ from wam_video.inference.server.dialects import (
 )
 from wam_video.inference.server.metrics import CONTENT_TYPE, Metrics
 from wam_video.inference.server.policy import Policy
+from wam_video.inference.server.record import Recorder
 from wam_video.inference.server.sessions import Session, SessionTable
 from wam_video.inference.server.sockets import Listener, Message, Peer, SocketConfig, listen
 from wam_video.inference.server.wire import pack, unpack
@@ -91,17 +92,21 @@ class PolicyServer:
         policy: Warmed up.
         config: What is allowed.
         facts: What clients are told of the checkpoint.
+        recorder: Writes what robots live through.
 
     Raises:
         ConfigError: The host can be reached by strangers, or the mapping does not fit the checkpoint.
     """
 
-    def __init__(self, policy: Policy, config: ServerConfig, facts: Mapping[str, Any]) -> None:
+    def __init__(
+        self, policy: Policy, config: ServerConfig, facts: Mapping[str, Any], recorder: Recorder | None = None
+    ) -> None:
         check_exposed(config.socket.host, config.socket.token)
         dialect_of("/", config.dialect)
         self.config, self.metrics, self._policy = config, Metrics(), policy
         self._map = ObservationMap(policy.spec, policy.views, config.mapping, policy.state_range)
         self._facts = {**_facts(policy), **facts}
+        self._recorder = recorder
         self._worker: Worker | None = None
         self._table = SessionTable(policy.config.max_sessions, self._forget)
         self._listener: Listener | None = None
@@ -149,12 +154,16 @@ class PolicyServer:
             await self._listener.close()
         if self._worker is not None:
             await self._worker.stop()
+        if self._recorder is not None:
+            await asyncio.to_thread(self._recorder.close)
 
     def _health(self) -> tuple[int, str, str]:
         well = self._open and self._worker is not None and self._worker.alive
         return (200, "text/plain", "OK\n") if well else (503, "text/plain", "stopping\n")
 
     def _forget(self, row: int) -> None:
+        if self._recorder is not None:
+            self._recorder.ended(row)
         if self._worker is not None:
             self._worker.forget(row)
 
@@ -231,6 +240,8 @@ class PolicyServer:
             answer = await self._worker.decide(session.row, asked)
         finally:
             session.busy, session.used = False, monotonic()
+        if self._recorder is not None:
+            self._recorder.seen(session.row, asked, answer)
         self.metrics.count("out_of_range_total", by=bool(answer.out_of_range))
         self.metrics.count("restarted_total", by=answer.memory == "restarted")
         timing = {"infer_ms": (perf_counter() - began) * 1000}

@@ -237,9 +237,10 @@ class Policy:
             generator=[config.seed + self._rows[row].decisions for row in rows],
             decode=False,
         )
+        assert out.actions is not None, "a policy generates actions"
+        chunks = np.asarray(out.actions)
         return {
-            row: self._answer(self._rows[row], actions, memories[row])
-            for row, actions in zip(rows, out.actions, strict=True)
+            row: self._answer(self._rows[row], chunk, memories[row]) for row, chunk in zip(rows, chunks, strict=True)
         }
 
     def _answer(self, row: _Row, actions: Float[np.ndarray, "ta da"], memory: str) -> Answer:

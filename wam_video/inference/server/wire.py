@@ -216,7 +216,7 @@ def _scalar(found: Mapping[str, Any]) -> bool | int | float:
         "b": lambda x: type(x) is bool,
         "f": lambda x: type(x) in (int, float),
     }.get(dtype.kind, lambda x: type(x) is int)
-    if not wanted(value):
+    if value is None or not wanted(value):
         raise DataError(f"message holds a numpy scalar of dtype {dtype.str} without such a value")
     return value
 

@@ -121,10 +121,12 @@ class Worker:
     def _decide(self, batch: list[_Job]) -> None:
         began = perf_counter()
         try:
-            answers = self._policy.decide([(job.row, job.asked) for job in batch if job.asked is not None])
+            answers: list[Answer | Exception] = self._policy.decide(
+                [(job.row, job.asked) for job in batch if job.asked is not None]
+            )
         except Exception as error:  # noqa: BLE001 - the thread must go on
             _LOG.exception("a batch of %d decisions failed", len(batch))
-            answers = [error] * len(batch)
+            answers = [error for _ in batch]
         self._loop.call_soon_threadsafe(self._done, batch, answers, perf_counter() - began)
 
     def _done(self, batch: list[_Job], answers: list[Answer | Exception], seconds: float) -> None:
