@@ -14,14 +14,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from wam_video.evaluation.metrics import action_scores, action_sums
-from wam_video.evaluation.open_loop import Generated, Group, Sampler, donors
+from wam_video.evaluation.open_loop import Generated, Group, Sampler, donors, window_seed
 from wam_video.evaluation.studies.ledger import Figure, Ledger, Part, refused, walk
 from wam_video.evaluation.study import Findings, StudyWords, Subject, missing, question
 from wam_video.tensors import Batch, Mode
 
 _NAME = "consistency"
 _MODES = (Mode.FORWARD, Mode.JOINT, Mode.VIDEO)
-_OWN, _OTHER = "own_", "_shuffled"
+_OWN, _OTHER, _STILL = "own_", "_shuffled", "_still"
 _NO_READER = (
     "needs --inverse-model FOLDER: another checkpoint than the one that is scored, of the same body and windows"
 )
@@ -51,7 +51,8 @@ class Consistency:
             "A separate inverse model (--inverse-model) reads the actions between the frames of generated video, and they are held "
             "against those that the video was made for: the given ones (forward), those made with it (joint), and those that were "
             "recorded (video: the future is open there, so it can't be perfect). What it misreads of the recording itself is the floor, "
-            "another moment's actions are the control; 'excess' is the error above that floor. The model's own inverse mode "
+            "another moment's actions are one control, and what it makes of the last frame shown again is the other: so much the past alone "
+            "gives away. 'excess' is the error above that floor. The model's own inverse mode "
             "reads, too, but may collude: it can find marks in its own video that no other eye sees; 'collusion' is by how much "
             "better it reads its own video than the stranger does, each above its own floor."
         ),
@@ -70,6 +71,9 @@ class Consistency:
             "joint_shuffled": "joint, another moment's actions",
             "video_shuffled": "video, another moment's actions",
             "real_shuffled": "recording, another moment's actions",
+            "forward_still": "last frame again, against forward's actions",
+            "joint_still": "last frame again, against joint's actions",
+            "video_still": "last frame again, against the recorded actions",
             "mean_action": "average action, no model",
             "own_forward": "forward, own model (may collude)",
             "own_joint": "joint, own model (may collude)",
@@ -113,11 +117,21 @@ def _readings(
         made = subject.sampler(mode, batch, part.seeds)
         target = true if made.actions is None else made.actions[..., :width].to(true)
         shown[mode.value] = (_showing(batch, made), target)
+    # From other noise than what is read was made from: a reader that ignores the video could else repeat joint's actions.
+    seeds = [window_seed(subject.seed, f"{key}:read_back") for key in batch.keys]
+
+    def read(reader: Sampler, seen: Batch) -> Tensor:
+        actions = reader(Mode.INVERSE, seen, seeds).actions
+        assert actions is not None, "the inverse mode gives actions"
+        return actions[..., :width].to(true)
+
     for prefix, reader in readers.items():
         for name, (seen, target) in shown.items():
-            read = reader(Mode.INVERSE, seen, part.seeds).actions
-            assert read is not None, "the inverse mode gives actions"
-            yield prefix + name, read[..., :width].to(true), target
+            yield prefix + name, read(reader, seen), target
+    if "" in readers:  # what the past alone gives away: habit is no reading
+        guessed = read(readers[""], _standing(batch))
+        for mode in modes:
+            yield mode.value + _STILL, guessed, shown[mode.value][1]
     yield "mean_action", subject.group.action_mean.to(true).expand_as(true), true
 
 
@@ -128,12 +142,20 @@ def _showing(batch: Batch, made: Generated) -> Batch:
     return replace(batch, video=torch.cat([batch.video[:, :, :, : batch.num_context_frames], future], dim=3))
 
 
+def _standing(batch: Batch) -> Batch:
+    """Return the windows with the last seen frame in place of their future."""
+    k = batch.num_context_frames
+    past = batch.video[:, :, :, :k]
+    future = past[:, :, :, -1:].expand_as(batch.video[:, :, :, k:])
+    return replace(batch, video=torch.cat([past, future], dim=3))
+
+
 def _shuffle(ledger: Ledger, pairs: dict[str, list[tuple[Tensor, Tensor, Tensor]]], group: Group) -> None:
     """Add the stranger's readings held against what belongs to other windows."""
     partner = donors(group.episodes)
     if partner is None:
         return
-    for condition in [c for c in pairs if c != "mean_action" and not c.startswith(_OWN)]:
+    for condition in [c for c in pairs if c in ("real", *(m.value for m in _MODES))]:
         read, target, mask = (torch.cat(column) for column in zip(*pairs[condition], strict=True))
         ledger.add(condition + _OTHER, action_sums(read, target[partner], mask & mask[partner], group.action_mean))
 
@@ -154,6 +176,12 @@ def _report(ledger: Ledger, subject: Subject, readers: dict[str, Sampler]) -> No
         better, worse = (_NAME, mode.value), (_NAME, mode.value + _OTHER)
         asks, flag = _ASKS[mode]
         ledger.ask(question(f"consistency_{mode.value}", "nrmse", better, worse, asks=asks, flag=flag), nrmse)
+        beyond = question(
+            f"consistency_{mode.value}_beyond_past", "nrmse", better, (_NAME, mode.value + _STILL),
+            asks="Does the video tell more of them than the last frame shown again?",
+            flag=f"{mode.value}: its video tells no more of the actions than the last seen frame",
+        )  # fmt: skip
+        ledger.ask(beyond, nrmse)
         if _OWN + mode.value in ledger:
             _collusion(ledger, mode, subject.group)
     check = question(

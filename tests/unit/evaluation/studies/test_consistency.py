@@ -74,6 +74,22 @@ def test_a_reader_that_is_blind_is_told_from_a_model_that_is_wrong() -> None:
     assert abs(rows["excess", "forward", None]) < 0.2
 
 
+def test_a_reader_that_guesses_from_the_past_is_no_witness_for_a_frozen_video() -> None:
+    def habit(mode: Mode, batch: Batch, seeds: Sequence[int]) -> Generated:
+        return ToyModel()(Mode.POLICY, batch, seeds)
+
+    _, _, status = read(ToyModel("frozen"), habit)
+    assert status["consistency_forward"] == "yes", "pairs of other moments don't catch it"
+    assert status["consistency_forward_beyond_past"] == "no"
+    assert read(ToyModel(), ToyModel())[2]["consistency_forward_beyond_past"] == "yes"
+
+
+def test_a_blind_reader_can_not_repeat_joints_actions_from_the_noise() -> None:
+    _, rows, status = read(ToyModel(), ToyModel("inverse_ignores_video"))
+    assert rows["nrmse", "joint", None] > 0.5
+    assert status["consistency_joint"] == "no"
+
+
 def test_without_a_stranger_only_the_models_own_reading_is_told_with_its_caveat() -> None:
     found, rows, status = read(ToyModel(), None)
     assert {c for _, c, _ in rows} == {"own_forward", "own_joint", "own_video", "own_real", "mean_action"}
@@ -109,7 +125,10 @@ def test_the_stranger_sees_the_generated_future_after_the_recorded_past_and_noth
 def test_what_can_not_be_measured_is_left_out_by_name() -> None:
     found, _, status = read(ToyModel(), ToyModel(), n=1)
     assert "consistency: shuffled" in {name for name, _ in found.left_out}
-    assert set(status) == {"consistency_reader"}
+    assert set(status) == {
+        "consistency_reader",
+        *(f"consistency_{m}_beyond_past" for m in ("forward", "joint", "video")),
+    }
     subject = toy_subject(ToyModel(), inverse=ToyModel())
     spec = replace(subject.group.spec, action_dim=0, action_names=(), action_units=())
     found = Consistency().run(replace(subject, group=replace(subject.group, spec=spec)))
