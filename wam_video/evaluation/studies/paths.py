@@ -213,9 +213,11 @@ def play(subject: Subject, found: Findings) -> None:
         subject.on_progress(number, len(WAYS))
     for world in worlds:
         world.close()
-    for place, metric in enumerate(("success", "progress")):
-        figure = Figure(metric=metric, unit="%", score=lambda sums, i=place: 100 * sums[..., i] / sums[..., 2])
-        ledger.rows([figure], [way.name for way in WAYS])
+    for way in WAYS:
+        won, _, of = ledger.sums(way.name).sum(dim=0).tolist()
+        ledger.rate("success", way.name, round(won), round(of))
+    figure = Figure(metric="progress", unit="%", score=lambda sums: 100 * sums[..., 1] / sums[..., 2])
+    ledger.rows([figure], [way.name for way in WAYS])
     found.rows += ledger.findings.rows
 
 

@@ -138,5 +138,7 @@ def test_in_a_simulator_the_same_episodes_are_played_every_way() -> None:
     play(subject, again)
     assert found.rows == again.rows
     assert {r.metric for r in found.rows} == {"success", "progress"}
+    for row in (r for r in found.rows if r.metric == "success"):
+        assert row.estimate.low < row.estimate.high, "two episodes alike are no certainty"
     assert len(found.rows) == 2 * len(WAYS)
     assert all(0 <= r.estimate.value <= 100 and r.estimate.num_episodes == 2 for r in found.rows)
