@@ -94,6 +94,9 @@ def test_the_combined_score_is_that_of_the_benchmark() -> None:
     half = torch.tensor([0.4, 0.4, 0.25, 0.06])
     assert float(combined(half, variance)) == pytest.approx(45)
     assert float(combined(torch.tensor([0.0, 0, 0, 1.0]), variance)) == 0
+    assert combined(half, torch.tensor([0.0, 0.8, 0.5, 0.01])).isnan(), (
+        "a second take that shares nothing normalises nothing"
+    )
 
 
 def test_kernels_shrink_with_the_picture() -> None:

@@ -5,6 +5,7 @@ and when (`spatiotemporal`) things moved is compared by intersection over union,
 """
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, UInt8
 from scipy import ndimage
 from torch import Tensor
@@ -47,8 +48,12 @@ def iq_scores(film: UInt8[np.ndarray, "f h w 3"], real: UInt8[np.ndarray, "f h w
 
 
 def combined(scores: Float[Tensor, "*n 4"], variance: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n"]:
-    """Return the score of 0 to 100, from mean `IQ_METRICS` of the model and of a second real take against the first."""
-    share = (scores[..., :3] / variance[..., :3]).mean(-1)
+    """Return the score of 0 to 100, from mean `IQ_METRICS` of the model and of a second real take against the first.
+
+    NaN where the second take has nothing in common with the first: no share can be given of nothing.
+    """
+    known = (variance[..., :3] > 0).all(dim=-1)
+    share = torch.where(known, (scores[..., :3] / variance[..., :3]).mean(-1), torch.nan)
     return 100 * (share - (scores[..., 3] - variance[..., 3])).clamp(0.0, 1.0)
 
 

@@ -158,7 +158,7 @@ def _probe(tally: Tally, stage: _Stage) -> None:
         if not all(key in stage.truths for key in pair):
             continue
         truths = (stage.truths[pair[0]], stage.truths[pair[1]])
-        for condition in stage.films[pair[0]].keys() & stage.films[pair[1]].keys():
+        for condition in (c for c in stage.films[pair[0]] if c in stage.films[pair[1]]):
             seen = (
                 truths[0].find(stage.films[pair[0]][condition]),
                 truths[1].find(stage.films[pair[1]][condition]),
@@ -246,14 +246,15 @@ def _recorded(subject: Subject) -> Findings:
         told = {films.MODEL: batch}
         if donor is not None:
             told[films.SHUFFLED] = replace(batch, actions=donor.actions, action_mask=donor.action_mask)
-        real = rearrange(batch.video[:, 0], "b c f h w -> b f h w c").numpy()
-        shown = {films.FROZEN: np.concatenate([real[:, :k], np.repeat(real[:, k - 1 : k], real.shape[1] - k, 1)], 1)}
+        # The last seen picture and what follows: agreeing on the past is no merit.
+        real = rearrange(batch.video[:, 0, :, k - 1 :], "b c f h w -> b f h w c").numpy()
+        shown = {films.FROZEN: np.repeat(real[:, :1], real.shape[1], 1)}
         for condition, asked in told.items():
             made = subject.sampler(Mode.FORWARD, asked, part.seeds).video
             assert made is not None  # forward always gives video
             pixels = (made[:, 0] * 255).round().clamp(0, 255).to(torch.uint8).cpu()
-            shown[condition] = np.concatenate([real[:, :k], rearrange(pixels, "b f c h w -> b f h w c").numpy()], 1)
-        known = batch.frame_mask[:, 0].numpy()
+            shown[condition] = np.concatenate([real[:, :1], rearrange(pixels, "b f c h w -> b f h w c").numpy()], 1)
+        known = batch.frame_mask[:, 0, k - 1 :].numpy()
         for i, place in enumerate(part.places):
             for condition, film in shown.items():
                 scores = iq_scores(film[i][known[i]], real[i][known[i]])
