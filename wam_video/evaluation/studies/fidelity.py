@@ -17,10 +17,10 @@ from wam_video.evaluation import frechet, perceptual
 from wam_video.evaluation.frame_scores import METRICS, UNITS, FrameMetric, clip_frames, column_rows, frame_sums, score
 from wam_video.evaluation.frechet import ClipFeatures, Gaussian, frechet_distance
 from wam_video.evaluation.intervals import Estimate, estimate
-from wam_video.evaluation.open_loop import donors, window_seed
 from wam_video.evaluation.optical_flow import load_opencv
 from wam_video.evaluation.recompress import through_codec, through_h264
 from wam_video.evaluation.scores import Answer, Row
+from wam_video.evaluation.studies.ledger import Part, walk
 from wam_video.evaluation.study import Findings, StudyWords, Subject, answer, missing, question
 from wam_video.inference.checks import unanswered
 from wam_video.tensors import Batch, Mode
@@ -148,28 +148,23 @@ class Fidelity:
         self, subject: Subject, modes: Mapping[str, Mode], metric: FrameMetric | None, features: ClipFeatures | None
     ) -> _Found:
         """Draw, compare and forget the pixels, batch by batch."""
-        found, group = _Found(), subject.group
-        partner = donors(group.episodes)
-        for start in range(0, len(group), subject.batch_size):
-            places = range(start, min(start + subject.batch_size, len(group)))
-            batch = subject.data.dataset.batch([group.indices[i] for i in places])
-            donor = subject.data.dataset.batch([group.indices[partner[i]] for i in places]) if partner else None
-            recorded = clip_frames(batch.video)
+        found = _Found()
+        for part in walk(subject):
+            batch, recorded = part.batch, clip_frames(part.batch.video)
             future = recorded[:, :, batch.num_context_frames :]
-            for condition, video in self._videos(subject, modes, batch, donor).items():
+            for condition, video in self._videos(subject, modes, part).items():
                 sums = frame_sums(video, recorded, batch, metric)
                 found.sums.setdefault(condition, []).append(sums)
                 _add_features(found, condition, video, batch, features)
             _add_features(found, "recorded", future, batch, features)
             found.times = [round(t, 6) for t in batch.frame_times[0, batch.num_context_frames :].tolist()]
-            subject.on_progress(places.stop, len(group))
         return found
 
     def _videos(
-        self, subject: Subject, modes: Mapping[str, Mode], batch: Batch, donor: Batch | None
+        self, subject: Subject, modes: Mapping[str, Mode], part: Part
     ) -> dict[str, Float[Tensor, "b v f 3 h w"]]:
         """Return the future frames of each condition, in [0, 1]."""
-        seeds = [window_seed(subject.seed, key) for key in batch.keys]
+        batch, donor = part.batch, part.donor
         runs = {condition: (mode, batch) for condition, mode in modes.items()}
         if "forward" in modes and donor is not None:
             runs[_SHUFFLED] = (
@@ -178,7 +173,7 @@ class Fidelity:
             )
         videos = {}
         for condition, (mode, altered) in runs.items():
-            video = subject.sampler(mode, altered, seeds).video
+            video = subject.sampler(mode, altered, part.seeds).video
             if video is not None:
                 videos[condition] = video.float().cpu()
         recorded, k = clip_frames(batch.video), batch.num_context_frames
