@@ -25,8 +25,9 @@ from wam_video.evaluation.ablation import (
 from wam_video.evaluation.by_episode import EpisodeSums, Scored, read_episodes
 from wam_video.evaluation.intervals import BootstrapConfig, draw_counts
 from wam_video.evaluation.metrics import action_scores, video_scores
-from wam_video.evaluation.open_loop import Key
+from wam_video.evaluation.open_loop import HIDDEN, RUNS, Key
 from wam_video.evaluation.scores import UNITS, VIDEO_METRICS
+from wam_video.flow.modes import MODES
 from wam_video.tensors import Mode
 
 SCHEMA_VERSION = 1
@@ -68,6 +69,8 @@ class Metric:
             raise ConfigError(f"metrics entry {name!r}: {one_of('score', score, allowed)}")
         if control and mode == ROLLOUT:
             raise ConfigError(f"metrics entry {name!r}: a rollout has no conditions; allowed: {', '.join(allowed)}")
+        if mode != ROLLOUT:
+            _check_given(name, Mode(mode), score, control)
         return cls(name=name, mode=mode, score=score, control=control)
 
     @property
@@ -87,6 +90,18 @@ class Metric:
             self.score, self.score.replace("_", " ")
         )
         return f"advantage over {self.control.replace('_', ' ')} in {score}" if self.control else score
+
+
+def _check_given(name: str, mode: Mode, score: str, control: str) -> None:
+    """Refuse what no evaluation holds: its column would be missing from the table without a word."""
+    spec = MODES[mode]
+    if not (spec.gives_video if score in VIDEO_METRICS else spec.gives_actions):
+        what = "video" if score in VIDEO_METRICS else "actions"
+        raise ConfigError(f"metrics entry {name!r}: mode {mode.value!r} gives no {what}; give a score of what it gives")
+    known = [run.condition for run in RUNS if run.mode is mode and run.condition not in ("model", HIDDEN)]
+    known += {Mode.POLICY: ["shuffled_targets"], Mode.JOINT: ["read_back", "read_back_shuffled"]}.get(mode, [])
+    if control and control not in known:
+        raise ConfigError(f"metrics entry {name!r}: {one_of('condition', control, known)}")
 
 
 @dataclass(frozen=True, kw_only=True)

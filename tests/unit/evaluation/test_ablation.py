@@ -204,7 +204,14 @@ def test_rollouts_are_paired_by_start() -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("polcy.r2", "Did you mean 'policy'"), ("policy.r3", "score"), ("rollout.success-x", "no conditions")],
+    [
+        ("polcy.r2", "Did you mean 'policy'"),
+        ("policy.r3", "score"),
+        ("rollout.success-x", "no conditions"),
+        ("policy.psnr", "gives no video"),
+        ("video.r2", "gives no actions"),
+        ("forward.psnr_moving-shufled_actions", "Did you mean 'shuffled_actions'"),
+    ],
 )
 def test_an_unknown_metric_is_refused(name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
