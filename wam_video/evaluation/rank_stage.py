@@ -83,6 +83,10 @@ class Stage:
             raise ConfigError(
                 f"execute is {self.pace}; the world model has pictures after {list(self.model.steps)} actions: allowed are these"
             )
+        if (limit := config.max_steps or first.max_steps) < self.every:
+            raise ConfigError(
+                f"max_steps is {limit}; the world model draws its first picture after {self.every} actions: allowed are as many or more"
+            )
         self.tasks, self.spec = first.tasks, first.spec
         count = min(config.rows, config.episodes * len(self.tasks))
         more = [open_environment(config.env, self.size, **config.env_options) for _ in range(count - 1)]

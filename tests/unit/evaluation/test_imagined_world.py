@@ -1,6 +1,7 @@
 """The line world, imagined: by a dreamer that knows it, and by broken ones."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -109,6 +110,16 @@ def test_a_judge_reads_progress_and_success_of_episodes_that_it_never_saw(judge:
     facts = judge.fits["near"].facts
     assert facts["progress_mae"] < 0.2 * facts["progress_mae_of_the_mean"]
     assert facts["success_agreement"] > 0.9
+
+
+def test_the_start_is_not_judged_in_the_simulator_as_it_is_not_in_imagination(judge: PictureJudge, monkeypatch) -> None:
+    _, (track, *_) = watch(Chunked(0.03), seed=9)
+    monkeypatch.setattr(judge, "progress", lambda task, first, frames: [float(len(frames))])
+    assert judge.watch(replace(track, pictures={0: track.pictures[0], 4: track.pictures[0]}))[1] == 1.0
+    seen: list[int] = []
+    monkeypatch.setattr(judge, "progress", lambda task, first, frames: [float(seen.append(len(frames)) or 0)])
+    judge.watch(track)
+    assert seen == [len(track.pictures) - 1]
 
 
 def test_success_is_not_judged_where_all_episodes_ended_alike() -> None:
