@@ -128,6 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     models = parse_named("--model", arguments.model)
     if arguments.episode_sums and len(models) > 1:
         raise ConfigError(f"--episode-sums is of one model, {len(models)} are given; evaluate each one alone")
+    _check_needed(arguments)
     config = EvaluateConfig(
         models=models,
         adapters=_adapters(arguments.adapter, models),
@@ -162,6 +163,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(write_episodes(arguments.output, report.sums[next(iter(models))], report.document["data"]))
     print(f"{metrics}\n{page}")
     return DONE
+
+
+def _check_needed(arguments: argparse.Namespace) -> None:
+    """Refuse options of studies where there are none: they would do nothing."""
+    for option in ("env", "env_option", "inverse_model", "weights"):
+        if getattr(arguments, option) and not arguments.studies:
+            name = f"--{option.replace('_', '-')}"
+            raise ConfigError(f"{name} is for studies, and none is asked for; add --studies NAME, or leave it out")
 
 
 def _command(given: Sequence[str]) -> str:

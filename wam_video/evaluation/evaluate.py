@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from wam_video import __version__
-from wam_video.errors import DataError
+from wam_video.data.simulation import environment_targets
+from wam_video.errors import ConfigError, DataError, one_of
 from wam_video.evaluation.by_episode import EpisodeSums, sums_by_episode
 from wam_video.evaluation.intervals import BootstrapConfig
 from wam_video.evaluation.opened import EvaluateConfig, Opened, open_model, pipeline_sampler
@@ -55,6 +56,7 @@ def evaluate(
         WorkerDiedError: One of the processes died.
     """
     started, clock = datetime.now(UTC), time.monotonic()
+    check_files(config)
     training = {name: read_log(path) for name, path in config.training_logs.items()}
     units: list[Unit] = []
     models: list[dict[str, Any]] = []
@@ -90,6 +92,22 @@ def evaluate(
         },
     }
     return Report(units=units, modes=config.modes, document=document, training=training, studies=studies, sums=sums)
+
+
+def check_files(config: EvaluateConfig) -> None:
+    """Refuse what studies could not open, before the work that would be lost.
+
+    Raises:
+        ConfigError: There is no such environment, file or checkpoint.
+    """
+    options = config.study_options
+    if options.env is not None and (name := options.env.partition(":")[0]) not in environment_targets():
+        raise ConfigError(one_of("--env", name, environment_targets()))
+    for metric, file in options.weights.items():
+        if not Path(file).is_file():
+            raise ConfigError(f"--weights {metric}={file} is no file; give the safetensors file of its network")
+    if options.inverse_model is not None:
+        loading.resolve(options.inverse_model)
 
 
 def _study_model(config: EvaluateConfig, name: str, pipe: Acting, data: EvalData) -> list[tuple[str, Studied]]:
