@@ -69,7 +69,7 @@ def figures(document: Mapping[str, Any], name: str) -> str:
             "|---|---|---|",
         ]
         lines = [line for body in bodies for line in _lines(rows, body, f" ({body})" if len(bodies) > 1 else "")]
-        return "\n".join([*head, *lines, *_advantages(model), *_answers(model)])
+        return "\n".join([*head, *lines, *_advantages(model), *_ways(model), *_answers(model)])
     except (KeyError, TypeError) as error:
         raise DataError(
             f"the figures lack {error}; give the metrics.json that `wam-video evaluate` of this version wrote"
@@ -217,6 +217,32 @@ def _answers(model: Mapping[str, Any]) -> list[str]:
         if lines
         else []
     )
+
+
+def _ways(model: Mapping[str, Any]) -> list[str]:
+    """Return the table of the study `paths`: what each way to decide costs, and how well it does."""
+    found = [s for s in model.get("studies", ()) if s["name"] == "paths"]
+    if not found:
+        return []
+    cells: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for row in found[0]["rows"]:
+        if row["dimension"] is None and row["time_s"] is None:
+            cells.setdefault(row["condition"], {})[row["metric"]] = row
+    columns = [m for m in ("gflop", "nrmse", "success", "progress") if any(m in cell for cell in cells.values())]
+    titles = {"gflop": "GFLOP a decision", "nrmse": "error, std", "success": "success, %", "progress": "of the task, %"}
+    lines = [
+        f"| {name.replace('_', ' ')} | {' | '.join(_spread(cell.get(m)) for m in columns)} |"
+        for name, cell in cells.items()
+    ]
+    head = [f"| way and steps | {' | '.join(titles[m] for m in columns)} |", f"|---{'|---' * len(columns)}|"]
+    return ["", "Ways to decide (the network's operations on paper):", "", *head, *lines]
+
+
+def _spread(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    known = row["low"] is not None
+    return f"{row['value']:.3g}" + (f" ({row['low']:.3g} to {row['high']:.3g})" if known else "")
 
 
 def rollouts(document: Mapping[str, Any], name: str) -> str:

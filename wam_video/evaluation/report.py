@@ -83,7 +83,7 @@ def _page(report: Report, max_windows: int) -> str:
         _introduction(report),
         el("section", el("h2", "At a glance"), overview(report.units, report.modes), _square_note(), id="glance"),
         *(mode_section(mode, report.units, max_windows) for mode in report.modes),
-        *study_sections(report.studies),
+        *study_sections(report.studies, max_windows),
         _training(report),
         _method(report),
     )

@@ -18,10 +18,10 @@ _STYLES = ("s1", "s2", "s3", "s4", "s0")
 _MAX_FILMS = 4
 
 
-def study_sections(found: Found) -> list[Html]:
-    """Return one section a study, the models and bodies side by side."""
+def study_sections(found: Found, max_films: int = _MAX_FILMS) -> list[Html]:
+    """Return one section a study, the models and bodies side by side, with at most so many films each."""
     names = list(dict.fromkeys(s.study.name for studied in found.values() for _, s in studied))
-    return [_section(name, found) for name in names]
+    return [_section(name, found, min(max_films, _MAX_FILMS)) for name in names]
 
 
 def study_left_out(found: Found) -> list[tuple[str, str]]:
@@ -30,7 +30,7 @@ def study_left_out(found: Found) -> list[tuple[str, str]]:
     return list(dict.fromkeys(pairs))
 
 
-def _section(name: str, found: Found) -> Html:
+def _section(name: str, found: Found, max_films: int) -> Html:
     units = [
         (f"{model}, {body}" if len({b for b, _ in studied}) > 1 else model, s)
         for model, studied in found.items()
@@ -38,7 +38,7 @@ def _section(name: str, found: Found) -> Html:
         if s.study.name == name
     ]
     words = units[0][1].study.words
-    columns = [_column(title, s, len(units) > 1) for title, s in units]
+    columns = [_column(title, s, len(units) > 1, max_films) for title, s in units]
     return el(
         "section",
         el("h2", words.title),
@@ -48,13 +48,13 @@ def _section(name: str, found: Found) -> Html:
     )
 
 
-def _column(title: str, studied: Studied, named: bool) -> Html:
+def _column(title: str, studied: Studied, named: bool, max_films: int) -> Html:
     found, words = studied.findings, studied.study.words
     parts: list[Any] = [el("h4", title) if named else None, checks_list(found.answers) if found.answers else None]
     charts = [chart for metric in words.metrics for chart in _charts(metric, words, found.rows)]
     charts = [_curve(curve) for curve in found.curves] + charts
     parts.append(el("div", *charts, css="cols") if charts else None)
-    parts.append(_films(found.films))
+    parts.append(_films(found.films[:max_films]))
     if found.timing:
         times = ", ".join(f"{name.replace('_', ' ')} {number(value)}" for name, value in found.timing.items())
         parts.append(el("p", f"Measured on this machine, which may have been busy: {times}.", css="note"))
@@ -128,7 +128,7 @@ def _films(films: Sequence[Film]) -> Html | None:
             clips.movie(film.frames.cpu().numpy(), film.seconds_a_frame, film.caption),
             el("figcaption", film.caption),
         )
-        for film in films[:_MAX_FILMS]
+        for film in films
     ]
     return el("div", *cards, css="gallery")
 
