@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from wam_video.data.processor import WAMProcessor
     from wam_video.flow.scheduler import WAMScheduler
     from wam_video.inference.diffusion_policy import DiffusionPolicyPipeline
+    from wam_video.inference.opening import open_checkpoint
     from wam_video.inference.outputs import WAMOutput
     from wam_video.inference.pipeline import WAMPipeline
+    from wam_video.inference.stream import StreamSession
     from wam_video.models.diffusion_policy import DiffusionPolicyTransformer
     from wam_video.models.transformer import WAMTransformer
     from wam_video.models.video_codec import PixelCodec
@@ -27,12 +29,14 @@ __all__ = [
     "Mode",
     "PixelCodec",
     "Prediction",
+    "StreamSession",
     "WAMOutput",
     "WAMPipeline",
     "WAMProcessor",
     "WAMScheduler",
     "WAMTransformer",
     "__version__",
+    "open_checkpoint",
 ]
 
 _PUBLIC = {
@@ -42,11 +46,13 @@ _PUBLIC = {
     "Mode": "wam_video.tensors",
     "PixelCodec": "wam_video.models.video_codec",
     "Prediction": "wam_video.tensors",
+    "StreamSession": "wam_video.inference.stream",
     "WAMOutput": "wam_video.inference.outputs",
     "WAMPipeline": "wam_video.inference.pipeline",
     "WAMProcessor": "wam_video.data.processor",
     "WAMScheduler": "wam_video.flow.scheduler",
     "WAMTransformer": "wam_video.models.transformer",
+    "open_checkpoint": "wam_video.inference.opening",
 }
 """Public name -> the module that defines it. Every component class of the pipeline must stand here, because diffusers
 looks classes up as attributes of the library that a checkpoint's index names (see inference/registration.py)."""
@@ -60,7 +66,7 @@ _DIFFUSERS = {
 
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
-        if _PUBLIC[name] != "wam_video.tensors":  # a component of the pipeline, or the pipeline itself
+        if _PUBLIC[name] != "wam_video.tensors":  # a component of the pipeline, the pipeline itself, or what makes one
             from wam_video.inference.registration import register_components
 
             register_components()
