@@ -31,6 +31,8 @@ from wam_video.training.config import TrainConfig
 ALL = dict.fromkeys(("context", "video1", "actions1", "state1"), "V1 A1")
 RULES = {
     "uwm": ALL,
+    "action_only": ALL,
+    "inverse_only": ALL,
     "x_wam": ALL,
     "fastwam": {"context": "V1 A1", "video1": "V1", "actions1": "A1", "state1": "A1"},
     "dreamzero": REACHES["dreamzero"][1],
