@@ -83,7 +83,8 @@ class Runner:
     def __init__(self, jobs: int, threads: int) -> None:
         """Run `jobs` cells side by side, with `threads` threads each."""
         self._jobs = jobs
-        self._environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        # unbuffered, so that the last line of a step's log is what it died of, not what it had still to print
+        self._environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
         self._stopping = False
