@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from wam_video.errors import DataError
 from wam_video.evaluation.ablation_record import NAME
 from wam_video.evaluation.markup import Html, el, join, table
+from wam_video.evaluation.page import frame, write_page
 from wam_video.evaluation.svg import Bar, bar_chart, number
 
 _WORDS = {"better": "better", "worse": "worse", "none": "no difference can be claimed"}
@@ -24,39 +24,14 @@ def write(document: Mapping[str, Any], folder: Path) -> tuple[Path, Path]:
     Raises:
         DataError: The folder can't be written.
     """
-    contents = {
-        NAME: json.dumps(document, indent=1, allow_nan=False) + "\n",
-        "report.html": render(document),
-    }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in contents.items():
-            partial = folder / f".{name}.partial"
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(folder / name)
-    except OSError as error:
-        raise DataError(f"output {str(folder)!r} can't be written ({error.strerror}); choose another folder") from error
-    return folder / NAME, folder / "report.html"
+    return write_page(folder, NAME, document, render(document))
 
 
 def render(document: Mapping[str, Any]) -> str:
     """Return the page."""
-    css = files("wam_video.evaluation").joinpath("report.css").read_text(encoding="utf-8")
-    head = el(
-        "head",
-        el("meta", charset="utf-8"),
-        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        el("title", f"Ablation {document['name']}"),
-        el("style", Html(css)),
-    )
     modes = list(dict.fromkeys(metric["mode"] for metric in document["metrics"]))
-    body = el(
-        "main",
-        _introduction(document),
-        *(_mode(document, mode) for mode in modes),
-        _method(document),
-    )
-    return "<!doctype html>\n" + el("html", head, el("body", body), lang="en")
+    sections = [_introduction(document), *(_mode(document, mode) for mode in modes), _method(document)]
+    return frame(f"Ablation {document['name']}", sections)
 
 
 def markdown(document: Mapping[str, Any]) -> str:

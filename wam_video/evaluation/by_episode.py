@@ -18,6 +18,7 @@ from wam_video.errors import DataError
 from wam_video.evaluation.intervals import episode_sums
 from wam_video.evaluation.metrics import ACTION_SUMS, VIDEO_SUMS
 from wam_video.evaluation.open_loop import Group, Key, Measured
+from wam_video.evaluation.page import write_whole
 
 SCHEMA_VERSION = 1
 NAME = "episodes.json"
@@ -83,12 +84,7 @@ def write_episodes(folder: Path, found: Sequence[EpisodeSums], facts: Mapping[st
             for s in found
         ],
     }
-    path = folder / NAME
-    try:
-        path.write_text(json.dumps(document) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"output {str(folder)!r} can't be written ({error.strerror}); choose another folder") from error
-    return path
+    return write_whole(folder, NAME, (json.dumps(document) + "\n").encode())
 
 
 def read_episodes(path: Path) -> Scored:

@@ -1,8 +1,6 @@
 """The page of a ranking: did the world model put the policies in the right order? For somebody who has never seen one."""
 
-import json
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +9,10 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from wam_video.data.video import encode_mp4
-from wam_video.errors import DataError
 from wam_video.evaluation import clips
 from wam_video.evaluation.intervals import Estimate
 from wam_video.evaluation.markup import Html, el, join, table
+from wam_video.evaluation.page import frame, write_page, write_whole
 from wam_video.evaluation.rank import CONDITIONS, KINDS, Pair, Ranking
 from wam_video.evaluation.sections import checks_list, interval
 from wam_video.evaluation.svg import Axes, Point, number, scatter_chart
@@ -41,22 +39,10 @@ def write(ranking: Ranking, folder: Path) -> tuple[Path, Path]:
     """
     films = [beside(pair) for pair in ranking.pairs]
     frame_s = _seconds_a_picture(ranking)
-    contents = {
-        "rank.json": json.dumps(ranking.document, indent=1, allow_nan=False) + "\n",
-        "report.html": render(ranking, films),
-    }
-    try:
-        (folder / "films").mkdir(parents=True, exist_ok=True)
-        for pair, frames in zip(ranking.pairs, films, strict=True):
-            name = "".join(c if c.isalnum() or c in "-_" else "-" for c in f"{pair.policy}-{pair.start_id}")
-            (folder / "films" / f"{name}.mp4").write_bytes(encode_mp4(frames, fps=1 / frame_s, crf=23))
-        for name, text in contents.items():
-            partial = folder / f".{name}.partial"
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(folder / name)
-    except OSError as error:
-        raise DataError(f"output {str(folder)!r} can't be written ({error.strerror}); choose another folder") from error
-    return folder / "rank.json", folder / "report.html"
+    for pair, frames in zip(ranking.pairs, films, strict=True):
+        name = "".join(c if c.isalnum() or c in "-_" else "-" for c in f"{pair.policy}-{pair.start_id}")
+        write_whole(folder / "films", f"{name}.mp4", encode_mp4(frames, fps=1 / frame_s, crf=23))
+    return write_page(folder, "rank.json", ranking.document, render(ranking, films))
 
 
 def _seconds_a_picture(ranking: Ranking) -> float:
@@ -85,24 +71,15 @@ def _big(frame: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
 
 def render(ranking: Ranking, films: Sequence[UInt8[np.ndarray, "f h w 3"]]) -> str:
     """Return the page."""
-    css = files("wam_video.evaluation").joinpath("report.css").read_text(encoding="utf-8")
-    head = el(
-        "head",
-        el("meta", charset="utf-8"),
-        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        el("title", "World action model: does it rank policies?"),
-        el("style", Html(css + _CSS)),
-    )
-    body = el(
-        "main",
+    sections = [
         _introduction(ranking),
         _glance(ranking),
         *(_kind(ranking, kind) for kind in KINDS),
         _films(ranking, films),
         _policies(ranking),
         _method(ranking),
-    )
-    return "<!doctype html>\n" + el("html", head, el("body", body), lang="en")
+    ]
+    return frame("World action model: does it rank policies?", sections, _CSS)
 
 
 def _introduction(ranking: Ranking) -> Html:

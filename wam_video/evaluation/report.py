@@ -1,15 +1,13 @@
 """The page: one self-contained HTML file that says what a model does, to somebody who has never seen one."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from wam_video.errors import DataError
 from wam_video.evaluation.by_episode import EpisodeSums
 from wam_video.evaluation.markup import Html, el, join, table
+from wam_video.evaluation.page import frame, write_page
 from wam_video.evaluation.sections import Unit, mode_section, overview
 from wam_video.evaluation.study_page import study_left_out, study_sections
 from wam_video.evaluation.study_run import Studied
@@ -51,43 +49,19 @@ def render(report: Report, max_windows: int = 6) -> str:
 
 def write(report: Report, folder: Path) -> tuple[Path, Path]:
     """Write `metrics.json` and `report.html` into `folder`, each whole or not at all, and return their paths."""
-    contents = {
-        "metrics.json": json.dumps(report.document, indent=1, allow_nan=False) + "\n",
-        "report.html": render(report),
-    }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in contents.items():
-            partial = folder / f".{name}.partial"
-            try:
-                partial.write_text(text, encoding="utf-8")
-                partial.replace(folder / name)
-            finally:
-                partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise DataError(f"output {str(folder)!r} can't be written ({error.strerror}); choose another folder") from error
-    return folder / "metrics.json", folder / "report.html"
+    return write_page(folder, "metrics.json", report.document, render(report))
 
 
 def _page(report: Report, max_windows: int) -> str:
-    css = files("wam_video.evaluation").joinpath("report.css").read_text(encoding="utf-8")
-    head = el(
-        "head",
-        el("meta", charset="utf-8"),
-        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        el("title", "World action model: what it can do"),
-        el("style", Html(css)),
-    )
-    body = el(
-        "main",
+    sections = [
         _introduction(report),
         el("section", el("h2", "At a glance"), overview(report.units, report.modes), _square_note(), id="glance"),
         *(mode_section(mode, report.units, max_windows) for mode in report.modes),
         *study_sections(report.studies, max_windows),
         _training(report),
         _method(report),
-    )
-    return "<!doctype html>\n" + el("html", head, el("body", body), lang="en")
+    ]
+    return frame("World action model: what it can do", sections)
 
 
 def _introduction(report: Report) -> Html:

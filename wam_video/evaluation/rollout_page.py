@@ -2,10 +2,8 @@
 
 import base64
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +12,10 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from wam_video.data.video import encode_mp4
-from wam_video.errors import DataError
 from wam_video.evaluation.agents import CONTROLS
 from wam_video.evaluation.films import film
 from wam_video.evaluation.markup import Html, el, join, table
+from wam_video.evaluation.page import frame, write_page, write_whole
 from wam_video.evaluation.rollout import Episode
 from wam_video.evaluation.rollouts import Played, Rollouts
 from wam_video.evaluation.svg import Axes, Bar, Series, bar_chart, line_chart, number
@@ -59,12 +57,8 @@ def write_films(rollouts: Rollouts, folder: Path) -> dict[str, Film]:
             if episode.film:
                 frames, fps = film(episode, rollouts.action_rate)
                 made[_film_name(played, episode)] = Film(mp4=encode_mp4(frames, fps=fps, crf=23), first=frames[0])
-    try:
-        (folder / "films").mkdir(parents=True, exist_ok=True)
-        for name, one in made.items():
-            (folder / "films" / name).write_bytes(one.mp4)
-    except OSError as error:
-        raise DataError(f"output {str(folder)!r} can't be written ({error.strerror}); choose another folder") from error
+    for name, one in made.items():
+        write_whole(folder / "films", name, one.mp4)
     return made
 
 
@@ -75,40 +69,20 @@ def write(rollouts: Rollouts, folder: Path) -> tuple[Path, Path]:
         DataError: The folder can't be written.
     """
     films = write_films(rollouts, folder)
-    contents = {
-        "rollout.json": json.dumps(rollouts.document, indent=1, allow_nan=False) + "\n",
-        "report.html": render(rollouts, films),
-    }
-    try:
-        for name, text in contents.items():
-            partial = folder / f".{name}.partial"
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(folder / name)
-    except OSError as error:
-        raise DataError(f"output {str(folder)!r} can't be written ({error.strerror}); choose another folder") from error
-    return folder / "rollout.json", folder / "report.html"
+    return write_page(folder, "rollout.json", rollouts.document, render(rollouts, films))
 
 
 def render(rollouts: Rollouts, films: Mapping[str, Film]) -> str:
     """Return the page."""
-    css = files("wam_video.evaluation").joinpath("report.css").read_text(encoding="utf-8")
-    head = el(
-        "head",
-        el("meta", charset="utf-8"),
-        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        el("title", "World action model: how well it acts"),
-        el("style", Html(css + _CSS)),
-    )
-    body = el(
-        "main",
+    sections = [
         _introduction(rollouts),
         _glance(rollouts),
         _films(rollouts, films),
         _walls(rollouts),
         _tasks(rollouts),
         _method(rollouts),
-    )
-    return "<!doctype html>\n" + el("html", head, el("body", body), lang="en")
+    ]
+    return frame("World action model: how well it acts", sections, _CSS)
 
 
 def _label(played: Played) -> str:
