@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from wam_video.errors import CheckpointError
 from wam_video.training.accelerator import Engine
-from wam_video.training.checkpoint import STATE_VERSION, CheckpointStore, read_state, write_json
+from wam_video.training.checkpoint import STATE_VERSION, read_state
 from wam_video.training.ema import EMA
+from wam_video.training.saving import Contents, Files
 
 
 @dataclass(kw_only=True)
@@ -30,33 +31,25 @@ class Progress:
     """Steps in a row that were skipped."""
 
 
-def save(store: CheckpointStore, engine: Engine, ema: EMA, progress: Progress, facts: dict[str, Any]) -> Path:
-    """Write and commit a checkpoint; every process calls it.
+def snapshot(engine: Engine, ema: EMA, progress: Progress, facts: dict[str, Any]) -> Files:
+    """Return the files that this process has to write, copied, so that training may go on; every process calls it.
 
     Args:
-        store: Where.
         engine: Holds the trained module and the optimizer.
         ema: The average of the weights.
         progress: How far the run is.
         facts: JSON-able: the configuration and the fingerprint of the data.
     """
+    files: dict[str, Contents] = {f"rng-{engine.rank}.json": _random_state()}
     if engine.is_main:
-        folder = store.begin(progress.step)
-        save_file(_module_tensors(engine.module), folder / "model.safetensors")
-        save_file(_contiguous(ema.state_dict()), folder / "ema.safetensors")
+        files["model.safetensors"] = _module_tensors(engine.module)
+        files["ema.safetensors"] = _contiguous(ema.state_dict())
         position = {"step": progress.step, "next_index": progress.next_index, "bad_steps": progress.bad_steps}
         run = {"version": STATE_VERSION, "num_processes": engine.num_processes, "engine": engine.kind}
-        write_json(folder / "state.json", {**run, **position, **facts})
-    engine.wait()
-    folder = store.writing(progress.step)
+        files["state.json"] = {**run, **position, **facts}
     if engine.is_main or engine.kind == "deepspeed":
-        save_file(_optimizer_tensors(engine), folder / _optimizer_file(engine))
-    write_json(folder / f"rng-{engine.rank}.json", _random_state())
-    engine.wait()
-    if engine.is_main:
-        store.commit(progress.step)
-    engine.wait()
-    return store.path(progress.step)
+        files[_optimizer_file(engine)] = _optimizer_tensors(engine)
+    return files
 
 
 def load(folder: Path, engine: Engine, ema: EMA) -> Progress:

@@ -27,6 +27,7 @@ from wam_video.training.metrics import REGIONS, Tracker, region_sums
 from wam_video.training.optim import build_optimizer, freeze, learning_rate, lr_scales, set_learning_rate
 from wam_video.training.run import Callback, StepResult
 from wam_video.training.sample import Sampler, SamplerConfig, TextCache, TrainingSample, is_video_absent
+from wam_video.training.saving import Saver
 from wam_video.training.teacher import Lesson
 
 _LOG = get_logger(__name__)
@@ -91,6 +92,7 @@ class Trainer:
         )
         self.prediction_kinds = assembly.prediction_kinds
         self._store = checkpoint.CheckpointStore(self.output / "checkpoints", keep_last=config.keep_last)
+        self._saver = Saver(self._store, is_main=engine.is_main, wait=engine.wait)
         self._facts: dict[str, Any] = {
             "config": to_dict(config),
             "data": {"stats_hash": processor.config["stats_hash"]},
@@ -120,7 +122,7 @@ class Trainer:
 
     def save(self) -> Path:
         """Write a checkpoint of where the run is."""
-        return state.save(self._store, self.engine, self.ema, self.progress, self._facts)
+        return self._saver.save(self.progress.step, state.snapshot(self.engine, self.ema, self.progress, self._facts))
 
     def validation_batches(self) -> list[Batch]:
         """Return the held-out windows, read once."""
