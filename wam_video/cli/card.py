@@ -15,6 +15,7 @@ examples:
   wam-video card model_cards/mine --metrics runs/mine/evaluation/metrics.json
   wam-video card model_cards/mine
   wam-video card model_cards/mine --rollout pusht=runs/mine/rollout/rollout.json
+  wam-video card model_cards/mine --rank metaworld=runs/mine/rank/rank.json
   wam-video card model_cards/mine --ablation runs/clocks/ablation.json"""
 
 
@@ -39,6 +40,11 @@ def parser() -> argparse.ArgumentParser:
         help="what `rollout` wrote of this checkpoint, in its place; kept as rollout_NAME.json",
     )
     result.add_argument(
+        "--rank",
+        metavar="NAME=FILE",
+        help="what `rank` wrote with this checkpoint as the world model, in its place; kept as rank_NAME.json",
+    )
+    result.add_argument(
         "--ablation",
         type=Path,
         metavar="FILE",
@@ -54,15 +60,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup_logging()
     from wam_video.evaluation.card import update, update_part  # torch and diffusers: not before --help has answered
 
-    given = [x for x in (arguments.metrics, arguments.rollout, arguments.ablation) if x is not None]
+    given = [x for x in (arguments.metrics, arguments.rollout, arguments.rank, arguments.ablation) if x is not None]
     if len(given) > 1:
-        raise ConfigError("--metrics, --rollout and --ablation fill different places; give one of them at a time")
+        raise ConfigError(
+            "--metrics, --rollout, --rank and --ablation fill different places; give one of them at a time"
+        )
     folder = arguments.folder
     if arguments.ablation is not None:
         print(update_part(folder, "ablation", arguments.ablation))
     elif arguments.rollout is not None:
         name, file = _named("--rollout", arguments.rollout)
         print(update_part(folder, "rollout", file, name))
+    elif arguments.rank is not None:
+        name, file = _named("--rank", arguments.rank)
+        print(update_part(folder, "rank", file, name))
     elif arguments.metrics is not None and "=" in arguments.metrics:
         name, file = _named("--metrics", arguments.metrics)
         print(update_part(folder, "metrics", file, name))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from wam_video.errors import ConfigError, DataError
-from wam_video.evaluation.ablation_page import markdown
+from wam_video.evaluation import ablation_page, rank_page
 from wam_video.evaluation.open_loop import CONTROL, Key
 from wam_video.inference.loading import INDEX, METRICS, model_hash
 
@@ -95,7 +95,7 @@ def update_part(folder: Path, kind: str, record: Path, name: str | None = None) 
     Args:
         folder: With README.md.
         kind: Of `PARTS`.
-        record: What `wam-video ablate`, `rollout` or `evaluate` wrote.
+        record: What `wam-video ablate`, `rank`, `rollout` or `evaluate` wrote.
         name: Tells records of a kind apart; None: the one that the record itself bears.
 
     Raises:
@@ -116,11 +116,7 @@ def update_part(folder: Path, kind: str, record: Path, name: str | None = None) 
     made = PARTS[kind](document, folder.resolve().name)
     filled = fill(card.read_text(encoding="utf-8"), made, PART.format(kind, name), PART_END.format(kind))
     if kind != "ablation":
-        _check_hash(
-            folder,
-            record,
-            {p["model_hash"] for p in document.get("models", document.get("policies", ())) if "model_hash" in p},
-        )
+        _check_hash(folder, record, _scored(document))
     kept = folder / f"{kind}_{name}.json"
     if record.resolve() != kept.resolve():
         shutil.copyfile(record, kept)
@@ -153,6 +149,14 @@ def update(folder: Path, metrics: Path | None = None) -> Path:
         shutil.copyfile(source, folder / METRICS)
     card.write_text(filled, encoding="utf-8")
     return card
+
+
+def _scored(document: Mapping[str, Any]) -> set[str]:
+    """Return the hashes of the checkpoints that a record is about: of a ranking the world model, whatever the policies."""
+    about = (
+        [document["world_model"]] if "world_model" in document else document.get("models", document.get("policies", ()))
+    )
+    return {found["model_hash"] for found in about if "model_hash" in found}
 
 
 def _check_hash(folder: Path, record: Path, scored: Collection[str]) -> None:
@@ -288,12 +292,9 @@ def _rate(found: Mapping[str, Any]) -> str:
     return f"{found['successes']}/{found['episodes']} ({100 * low:.0f} to {100 * high:.0f} %)"
 
 
-def _ablation(document: Mapping[str, Any], name: str) -> str:
-    return markdown(document)
-
-
 PARTS: dict[str, Callable[[Mapping[str, Any], str], str]] = {
-    "ablation": _ablation,
+    "ablation": lambda document, _: ablation_page.markdown(document),
+    "rank": lambda document, _: rank_page.markdown(document),
     "rollout": rollouts,
     "metrics": figures,
 }

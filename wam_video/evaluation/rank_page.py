@@ -1,6 +1,7 @@
 """The page of a ranking: did the world model put the policies in the right order? For somebody who has never seen one."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from wam_video.data.video import encode_mp4
+from wam_video.errors import DataError
 from wam_video.evaluation import clips
 from wam_video.evaluation.intervals import Estimate
 from wam_video.evaluation.markup import Html, el, join, table
@@ -269,6 +271,50 @@ def summary(ranking: Ranking) -> list[str]:
     """Return the lines that a terminal shows."""
     lines = []
     for (condition, kind), found in ranking.measures.items():
-        figures = ", ".join(f"{name} {number(e.value)} {interval(e)}".rstrip() for name, e in found.items())
+        figures = ", ".join(f"{name} {_words(e)}" for name, e in found.items())
         lines.append(f"{kind}, {CONDITIONS[condition]}: {figures}")
     return lines
+
+
+def markdown(document: Mapping[str, Any]) -> str:
+    """Return the figures of a record of `wam-video rank` for a model card.
+
+    Raises:
+        DataError: It is no such record.
+    """
+    try:
+        policies, settings = document["policies"], document["settings"]
+        head = f"{len(policies)} policies from the same {len(document['starts'])} starts of `{settings['env']}`, seed {settings['seed']}, "
+        cells = {
+            (m["condition"], m["of"], m["measure"]): Estimate(**{f.name: m[f.name] for f in fields(Estimate)})
+            for m in document["measures"]
+        }
+        rows = [
+            (f"{kind}: {label}", *(_words(cells[condition, kind, name]) for name in _NAMES))
+            for kind in KINDS
+            for condition, label in CONDITIONS.items()
+            if all((condition, kind, name) in cells for name in _NAMES)
+        ]
+        seen = [
+            (_title(p), _rate(p["success"]), _rate(p["model"]["success"]), _percent(p), _percent(p["model"]))
+            for p in policies
+        ]
+    except (KeyError, TypeError) as error:
+        raise DataError(f"the record lacks {error}; give the rank.json that `wam-video rank` wrote") from error
+    head += "in the simulator and in the imagination of this checkpoint. In brackets 95 % intervals over starts."
+    titles = ("policy", "success", "imagined", "progress", "imagined")
+    return "\n".join([head, "", *_lines(("", *_NAMES.values()), rows), "", *_lines(titles, seen)])
+
+
+def _words(found: Estimate) -> str:
+    if found.value is None:
+        return "all policies look alike"
+    return number(found.value) + ("" if found.low is None else f" ({interval(found)})")
+
+
+def _percent(found: Mapping[str, Any]) -> str:
+    return f"{100 * found['progress']:.0f} %"
+
+
+def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (head, ("---",) * len(head), *rows)]

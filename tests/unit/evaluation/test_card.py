@@ -140,3 +140,34 @@ def test_what_does_not_fit_is_one_line_and_changes_nothing(
     assert line.startswith("error: ")
     assert message in line
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == files
+
+
+def ranking() -> dict:
+    ends = {"low": 0.4, "high": 0.95, "num_windows": 8, "num_episodes": 8}
+    rate = {"successes": 6, "episodes": 8}
+    measures = [
+        {"condition": "model", "of": "success", "measure": name, "value": value} | ends
+        for name, value in (("pearson", 0.9), ("spearman", 0.8), ("mmrv", None))
+    ]
+    policies = [
+        {"name": "one", "variant": "steps=1", "success": rate, "progress": 0.81, "model_hash": "1" * 64}
+        | {"model": {"success": None, "progress": 0.73}}
+    ]
+    settings = {"env": "toy", "seed": 7}
+    world = {"model_hash": "0" * 64}
+    return {"policies": policies, "settings": settings, "starts": ["a"] * 8, "measures": measures, "world_model": world}
+
+
+def test_a_ranking_has_a_place_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(f"{PART.format('rank', 'toy')}\n{PART_END.format('rank')}\n")
+    (tmp_path / "rank.json").write_text(json.dumps(ranking()))
+    assert run(main, [str(tmp_path), "--rank", f"toy={tmp_path / 'rank.json'}"]) == DONE
+    card = (tmp_path / "README.md").read_text()
+    assert (
+        "| success: imagined by the world model | 0.9 (0.4 to 0.95) | 0.8 (0.4 to 0.95) | all policies look alike |"
+        in card
+    )
+    assert "| one (steps=1) | 6 of 8 | - | 81 % | 73 % |" in card
+    assert (tmp_path / "rank_toy.json").is_file()
+    (tmp_path / "rank.json").write_text("{}")
+    assert run(main, [str(tmp_path), "--rank", f"toy={tmp_path / 'rank.json'}"]) == WRONG_REQUEST
