@@ -17,7 +17,7 @@ from wam_video.errors import ConfigError
 from wam_video.log import get_logger, setup_logging
 
 if TYPE_CHECKING:
-    from wam_video.training.accelerator import Launch
+    from wam_video.training.engines import Launch
     from wam_video.training.build import Parts
     from wam_video.training.config import TrainConfig
 
@@ -84,7 +84,7 @@ def _show(config: "TrainConfig") -> int:
 def _train(config: "TrainConfig") -> int:
     quiet_libraries()
     from wam_video.training import callbacks as hooks
-    from wam_video.training.accelerator import EngineConfig, start_engine
+    from wam_video.training.engines import EngineConfig, start_engine
     from wam_video.training.feed import ShardFeed
     from wam_video.training.metrics import open_trackers
     from wam_video.training.trainer import Trainer, TrainingFailedError
@@ -124,7 +124,7 @@ def _launch() -> "Launch":
     """Read what the launcher announced; the environment is read here and not in the package."""
     import torch
 
-    from wam_video.training.accelerator import Launch
+    from wam_video.training.engines import Launch
 
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
     if not torch.accelerator.is_available():  # whoever imports DeepSpeed would be warned that it had to guess

@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from wam_video.tensors import Batch, PredictionType
-from wam_video.training.accelerator import Engine
 from wam_video.training.build import Parts
 from wam_video.training.config import TrainConfig
 from wam_video.training.ema import EMA
+from wam_video.training.engines import Engine
 from wam_video.training.sample import Sampler
 from wam_video.training.state import Progress
 

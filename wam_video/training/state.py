@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from wam_video.errors import CheckpointError
-from wam_video.training.accelerator import Engine
 from wam_video.training.checkpoint import STATE_VERSION, read_state
 from wam_video.training.ema import EMA
+from wam_video.training.engines import Engine
+from wam_video.training.engines.deepspeed import DeepSpeedEngine
 from wam_video.training.saving import Contents, Files
 
 
@@ -103,10 +104,14 @@ def _optimizer_file(engine: Engine) -> str:
     return f"optimizer-{engine.rank}.safetensors" if engine.kind == "deepspeed" else "optimizer.safetensors"
 
 
+def _master_weights(engine: Engine) -> list[Tensor]:
+    return engine.master_weights() if isinstance(engine, DeepSpeedEngine) else []
+
+
 def _optimizer_keys(engine: Engine) -> dict[Tensor, str]:
     """Name the tensors that the optimizer updates: parameters by name, DeepSpeed's flat shards by group."""
     if engine.kind == "deepspeed":
-        return {shard: f"shard{i}" for i, shard in enumerate(engine.master_weights())}
+        return {shard: f"shard{i}" for i, shard in enumerate(_master_weights(engine))}
     return {parameter: name for name, parameter in engine.module.named_parameters()}
 
 
@@ -117,13 +122,13 @@ def _optimizer_tensors(engine: Engine) -> dict[str, Tensor]:
         for parameter, entries in engine.optimizer.state.items()
         for key, value in entries.items()
     }
-    return _contiguous(tensors | {f"master/{i}": shard for i, shard in enumerate(engine.master_weights())})
+    return _contiguous(tensors | {f"master/{i}": shard for i, shard in enumerate(_master_weights(engine))})
 
 
 @torch.no_grad()
 def _load_optimizer(folder: Path, engine: Engine) -> None:
     tensors = load_file(folder / _optimizer_file(engine))
-    for index, shard in enumerate(engine.master_weights()):
+    for index, shard in enumerate(_master_weights(engine)):
         shard.copy_(tensors.pop(f"master/{index}"))
     targets = {name: parameter for parameter, name in _optimizer_keys(engine).items()}
     for key, value in tensors.items():

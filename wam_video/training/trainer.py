@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from wam_video.config import to_dict
-from wam_video.errors import CheckpointError, ConfigError, DataError
+from wam_video.errors import CheckpointError, DataError
 from wam_video.flow.loss import LossTerms, loss_terms
 from wam_video.log import get_logger
 from wam_video.models.teacher import AlignmentTerms
 from wam_video.tensors import Batch, Prediction
 from wam_video.training import checkpoint, state
-from wam_video.training.accelerator import Engine
 from wam_video.training.adapters import seed_dropout
 from wam_video.training.baseline import assemble
 from wam_video.training.build import Parts
 from wam_video.training.config import TrainConfig
 from wam_video.training.ema import EMA
+from wam_video.training.engines import Engine
 from wam_video.training.feed import Feed
 from wam_video.training.metrics import REGIONS, Tracker, region_sums
 from wam_video.training.optim import build_optimizer, freeze, learning_rate, lr_scales, set_learning_rate
@@ -63,7 +64,7 @@ class Trainer:
         processor = feed.processor(config.normalization)
         assembly = assemble(config, feed.embodiments, processor, engine.device)
         self.parts: Parts = assembly.parts
-        self.teacher, module = assembly.teacher, assembly.module.to(engine.device).train()
+        self.teacher, module = assembly.teacher, assembly.module.train()
         self.parts.text_encoder.eval()  # trained or not: dropout would tie a step's bits to the global random state
         self.parts.codec.to(engine.device)  # type: ignore[arg-type]
         self.parts.text_encoder.to(engine.device)  # type: ignore[arg-type]
@@ -71,12 +72,8 @@ class Trainer:
             self.parts.image_encoder.to(engine.device)  # type: ignore[arg-type]
         scales = lr_scales(config, [name for name, _ in module.named_parameters()])
         freeze(module, scales)
+        engine.prepare(module, partial(build_optimizer, config.optim, scales=scales))
         self.ema = EMA(config.ema, module)
-        if config.optim.name == "muon" and engine.kind == "deepspeed":
-            raise ConfigError(
-                "optim.name is 'muon', which needs whole matrices; DeepSpeed cuts them up: set optim.name=adamw, or train with ddp"
-            )
-        engine.prepare(module, build_optimizer(config.optim, module, scales))
         self.sampler = Sampler(
             SamplerConfig(
                 seed=config.seed,

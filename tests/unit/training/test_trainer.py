@@ -14,7 +14,7 @@ from wam_video.flow.density import DensityConfig
 from wam_video.flow.loss import LossConfig
 from wam_video.tensors import Batch
 from wam_video.training import callbacks as hooks
-from wam_video.training.accelerator import EngineConfig, Launch, start_engine
+from wam_video.training.engines import EngineConfig, Launch, start_engine
 from wam_video.training.build import Parts
 from wam_video.training.config import OptimConfig, TextConfig, TrainConfig
 from wam_video.training.metrics import JsonLines

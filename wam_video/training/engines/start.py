@@ -1,0 +1,56 @@
+"""Starting what was launched, and making sure that it is that.
+
+Accelerate can silently be less than what was asked for (one process instead of two, DDP instead of DeepSpeed; the traps are
+in `start_engine`), so what is really running is compared with what was wanted before anything is trained.
+"""
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType
+
+from wam_video.errors import ConfigError
+from wam_video.training.engines.base import Engine, EngineConfig, Launch
+from wam_video.training.engines.deepspeed import DeepSpeedEngine, deepspeed_plugin
+from wam_video.training.engines.replicated import ReplicatedEngine
+
+
+def start_engine(config: EngineConfig, launch: Launch) -> Engine:
+    """Start what was launched and make sure that it is that.
+
+    Two traps on CPU machines: without `PartialState(cpu=True)` first, DeepSpeed sees as many main processes as there are
+    processes; and `Accelerator(cpu=True)` drops a DeepSpeed plugin without a word.
+
+    Raises:
+        ConfigError: The engine or the number of processes is not what was launched or asked for, or can't do what the run needs.
+    """
+    wanted = launch.engine if config.engine == "auto" else config.engine
+    cpu = not torch.cuda.is_available()
+    if cpu:
+        PartialState(cpu=True)
+    plugin = deepspeed_plugin(config) if launch.deepspeed else None
+    accelerator = Accelerator(
+        cpu=cpu and plugin is None,
+        mixed_precision=_precision(config.mixed_precision),
+        deepspeed_plugin=plugin,
+        gradient_accumulation_steps=config.grad_accum if plugin is not None else 1,
+    )
+    kind = DeepSpeedEngine if accelerator.distributed_type == DistributedType.DEEPSPEED else ReplicatedEngine
+    engine = kind(config, accelerator)
+    if engine.kind != wanted:
+        raise ConfigError(
+            f"the run is carried by {engine.kind!r} but should be by {wanted!r} (engine={config.engine}, "
+            f"{launch.num_processes} launched); start it with accelerate launch --config_file launch/accelerate/..."
+        )
+    processes = config.num_processes or launch.num_processes
+    if engine.num_processes != processes:
+        raise ConfigError(
+            f"{engine.num_processes} processes take part but should be {processes}; on CPUs use "
+            "launch/accelerate/cpu_two_processes.yaml or torchrun (accelerate launch --cpu starts only one)"
+        )
+    return engine
+
+
+def _precision(wanted: str) -> str:
+    if wanted != "auto":
+        return wanted
+    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
