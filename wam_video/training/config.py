@@ -10,13 +10,17 @@ from wam_video.flow.loss import LossConfig
 from wam_video.flow.scheduler import WAMScheduler
 from wam_video.models.teacher import TeacherConfig
 from wam_video.training.arguments import NETWORKS, check_arguments, check_model_arguments, check_policy_run
+from wam_video.training.health_config import HealthConfig
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
 FREE_ON_RESUME = (
+    *("async_save", "max_failed_saves", "save_timeout_s"),
     *("steps", "max_minutes", "save_every", "keep_last", "eval_every", "eval_windows", "log_every", "trackers"),
     *("output_dir", "num_processes", "engine", "gradient_checkpointing", "export_on_save", "scheduler"),
     "adapter.export",
+    *("health.straggler_ratio", "health.straggler_intervals", "health.hang_seconds", "health.collective_timeout_s"),
+    *("health.grace_seconds", "health.peak_tflops"),
     *("data.num_workers", "data.cache_mb", "data.prefetch", "data.store", "data.max_bad_share"),
 )
 """Keys that may differ between a run and its continuation: none of them changes a sample, a loss or an update rule."""
@@ -254,6 +258,13 @@ class TrainConfig:
     """Steps between checkpoints; there is always one at the end."""
     keep_last: int = 2
     """Checkpoints kept; 0 keeps all."""
+    async_save: bool = False
+    """Write checkpoints while training goes on, from copies in the CPU's memory; a save that is due before the last one is
+    written waits for it."""
+    max_failed_saves: int = 3
+    """So many saves in a row may fail, for a full disk say, before the run ends; each one is told, and training goes on."""
+    save_timeout_s: float = 1800.0
+    """A save fails where a process has not written its files after so long, in seconds."""
     export_on_save: bool = False
     """Export the model at every checkpoint, not only at the end."""
     eval_every: int = 500
@@ -265,6 +276,7 @@ class TrainConfig:
     """Beside the plain lines and metrics.jsonl: tensorboard, wandb, trackio."""
     max_bad_steps: int = 5
     """So many steps in a row with a non-finite loss or gradient are skipped before the run gives up."""
+    health: HealthConfig = field(default_factory=HealthConfig)
 
     def __post_init__(self) -> None:
         for name in (
@@ -274,6 +286,7 @@ class TrainConfig:
             "save_every",
             "log_every",
             "max_bad_steps",
+            "max_failed_saves",
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
@@ -282,6 +295,8 @@ class TrainConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; allowed: 0 or more")
         if self.max_minutes is not None and not self.max_minutes > 0:
             raise ConfigError(f"max_minutes is {self.max_minutes}; allowed: above 0, or null for no limit")
+        if not self.save_timeout_s > 0:
+            raise ConfigError(f"save_timeout_s is {self.save_timeout_s}; allowed: above 0 (seconds)")
         for name, allowed in (
             ("network", tuple(NETWORKS)),
             ("normalization", ("quantile", "mean_std", "min_max")),

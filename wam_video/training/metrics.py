@@ -70,10 +70,7 @@ class JsonLines:
     """`metrics.jsonl`: one object a line. Lines of steps that a resumed run will do again are dropped."""
 
     def __init__(self, path: Path, *, from_step: int) -> None:
-        kept = []
-        if path.is_file():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= from_step]
-        path.write_text("".join(f"{line}\n" for line in kept))
+        drop_later(path, from_step)
         self._file = path.open("a")
 
     def log(self, values: Mapping[str, float], step: int) -> None:
@@ -138,6 +135,12 @@ def open_trackers(names: list[str], folder: Path, config: Mapping[str, Any], fro
         tensorboard = name == "tensorboard"
         trackers.append(TensorBoard(folder, from_step=from_step) if tensorboard else HostedRun(name, folder, config))
     return trackers
+
+
+def drop_later(path: Path, step: int) -> None:
+    """Keep of a file of JSON lines those up to a step; a file that is not there is made."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    path.write_text("".join(f"{line}\n" for line in lines if _step_of(line) <= step))
 
 
 def _step_of(line: str) -> int:

@@ -76,6 +76,8 @@ class TrainingSample:
     """Weight that each window's video errors are divided by (`flow.loss.LossTerms`), known before the forward pass."""
     action_count: Float[Tensor, " b"]
     keys: tuple[str, ...]
+    indices: tuple[int, ...]
+    datasets: tuple[str, ...]
 
     def to(self, device: torch.device) -> "TrainingSample":
         """Return the sample with its tensors on `device`."""
@@ -187,6 +189,8 @@ class Sampler:
             video_count=video_count,
             action_count=action_count,
             keys=batch.keys,
+            indices=tuple(batch.indices.tolist()),
+            datasets=batch.datasets,
             **{name: _move(value, device) for name, value in facts.items()},
         )
 
