@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from wam_video.models.masks import AttentionMask, Masks
 from wam_video.models.rope import Rotary, apply_rotary
+from wam_video.models.sequence_parallel import SequenceGroup
 
 HeadTensor = Float[Tensor, "b n heads k"]
 
@@ -120,6 +121,8 @@ class WAMSelfAttention(WAMAttention):
     def __init__(self, dim: int, heads: int, head_dim: int, eps: float = 1e-6, *, gated: bool = False) -> None:
         super().__init__(dim, heads, head_dim, eps)
         self.side_gate = nn.Parameter(torch.zeros(heads)) if gated else None
+        self.sequence: SequenceGroup | None = None
+        """The processes that share the tokens; `sequence_parallel.share_sequences` sets it."""
 
     def forward(
         self,
@@ -129,6 +132,7 @@ class WAMSelfAttention(WAMAttention):
         *,
         layers: Sequence["WAMSelfAttention"] | None = None,
         memory: LayerMemory | None = None,
+        counts: Sequence[int] | None = None,
     ) -> list[Float[Tensor, "b n d"]]:
         """Return each stream's attention output.
 
@@ -138,6 +142,7 @@ class WAMSelfAttention(WAMAttention):
             masks: Who sees whom; None: all see all.
             layers: The projections that each stream goes through, of any widths but with the same heads; None: these here.
             memory: Keys and values of earlier calls, which come before those of the streams.
+            counts: Tokens of each stream over all processes, where these share them (`sequence`).
         """
         layers = layers or [self] * len(streams)
         queries, keys, values = [], [], []
@@ -146,6 +151,8 @@ class WAMSelfAttention(WAMAttention):
             key, value = layer.key_value(x)
             keys.append(apply_rotary(key, rotary))
             values.append(value)
+        if self.sequence is not None:
+            queries, keys, values = self._gathered(self.sequence, queries, keys, values, counts or [])
         past = None if memory is None else memory.past
         blind = masks is not None and masks.blind
         if len(streams) == 1 or (self.side_gate is None and not blind):
@@ -154,10 +161,30 @@ class WAMSelfAttention(WAMAttention):
             outs = [out] if len(streams) == 1 else out.split([query.shape[1] for query in queries], dim=1)
         else:
             gate = None if blind else self.side_gate
+            if gate is not None and self.sequence is not None:
+                gate = self.sequence.heads(gate)
             outs = self._apart(gate, queries, (keys, values), past, masks or Masks(whole=None))
         if memory is not None:
             memory.keep(_cat(keys), _cat(values))  # only now: it may write where what was just read lay
+        if self.sequence is not None:
+            outs = [self.sequence.to_tokens(out) for out in outs]
         return [layer.to_out[0](out.flatten(2)) for layer, out in zip(layers, outs, strict=True)]
+
+    @staticmethod
+    def _gathered(
+        group: SequenceGroup,
+        queries: list[HeadTensor],
+        keys: list[HeadTensor],
+        values: list[HeadTensor],
+        counts: Sequence[int],
+    ) -> tuple[list[HeadTensor], list[HeadTensor], list[HeadTensor]]:
+        """Return all tokens of each stream with the heads of this process, in one exchange a stream."""
+        parts: tuple[list[HeadTensor], list[HeadTensor], list[HeadTensor]] = [], [], []
+        for query, key, value, count in zip(queries, keys, values, counts, strict=True):
+            joint = group.to_heads(torch.cat([query, key, value], dim=-1), count)
+            for part, own in zip(parts, joint.chunk(3, dim=-1), strict=True):
+                part.append(own)
+        return parts
 
     def _apart(
         self,

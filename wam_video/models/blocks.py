@@ -24,6 +24,8 @@ class Stream(NamedTuple):
     rotary: Rotary
     tower: int = 0
     """Whose layers the tokens go through: 0 is the trunk, 1 its expert (`models.expert`)."""
+    total: int = 0
+    """Tokens of the stream, over all the processes that share them (`models.sequence_parallel`)."""
 
 
 class Prompt(NamedTuple):
@@ -127,7 +129,8 @@ class WAMBlock(Tower):
             for tower, x, table, stream in zip(towers, xs, tables, streams, strict=True)
         ]
         layers = [tower.attn1 for tower in towers]
-        hs = self.attn1(hs, [stream.rotary for stream in streams], around.masks, layers=layers, memory=memory)
+        rotaries, counts = [stream.rotary for stream in streams], [stream.total for stream in streams]
+        hs = self.attn1(hs, rotaries, around.masks, layers=layers, memory=memory, counts=counts)
         contexts: dict[int, Context | None] = {}
         for tower, stream in zip(towers, streams, strict=True):  # once a tower, whatever the number of its streams
             if stream.tower not in contexts:

@@ -14,6 +14,7 @@ from wam_video.models.blocks import Stream, Surroundings
 from wam_video.models.kv_cache import KVCache, LayerCache
 from wam_video.models.layers import ConditionEmbedder
 from wam_video.models.masks import Masks, make_masks
+from wam_video.models.sequence_parallel import SequenceGroup
 from wam_video.models.tokens import TokenGroup, join
 
 
@@ -24,6 +25,8 @@ class RunsBlocks(TokenAssembly):
     blocks: Any
     """`nn.ModuleList` of `WAMBlock`."""
     gradient_checkpointing: bool
+    sequence: SequenceGroup | None = None
+    """The processes that share the tokens of each sample."""
     _gradient_checkpointing_func: Any
 
     def check_conditions(
@@ -73,9 +76,11 @@ class RunsBlocks(TokenAssembly):
             for embedder, group, x in zip((self._embedder(tower) for tower in towers), joined, xs, strict=True)
         ]
         streams = [
-            Stream(time[1], group.slots, group.rotary, tower)
+            Stream(time[1], group.slots, group.rotary, tower, group.tokens.shape[1])
             for time, group, tower in zip(times, joined, towers, strict=True)
         ]
+        if self.sequence is not None:
+            xs, streams = self._own(self.sequence, xs, streams, cached=cache is not None or memories is not None)
         around = around._replace(
             masks=self._masks(joined, cache, hides=hides, mixed="video" in groups and len(groups) > 1)
         )
@@ -88,12 +93,29 @@ class RunsBlocks(TokenAssembly):
                 xs = self._gradient_checkpointing_func(block, xs, streams, around, memory, expert)
             else:
                 xs = block(xs, streams, around, memory, expert)
+        if self.sequence is not None:
+            xs = [self.sequence.gather(x, stream.total) for x, stream in zip(xs, streams, strict=True)]
         outs = {}
         for names, x, time, group in zip(split, xs, times, joined, strict=True):
             lengths = [groups[name].tokens.shape[1] for name in names]
             pieces = zip(names, x.split(lengths, dim=1), group.slots.split(lengths), strict=True)
             outs |= {name: (piece, time[0], slots) for name, piece, slots in pieces}
         return outs
+
+    @staticmethod
+    def _own(
+        group: SequenceGroup, xs: Sequence[Float[Tensor, "b n d"]], streams: Sequence[Stream], *, cached: bool
+    ) -> tuple[list[Float[Tensor, "b n d"]], list[Stream]]:
+        """Return this process's tokens of each stream."""
+        if cached:
+            raise ConfigError("sequence_parallel is for training: a network whose tokens are shared can't use a cache")
+        own = [
+            stream._replace(
+                slots=group.own(stream.slots, 0), rotary=tuple(group.own(part, 1) for part in stream.rotary)
+            )
+            for stream in streams
+        ]
+        return [group.own(x, 1) for x in xs], own
 
     def _embedder(self, tower: int) -> ConditionEmbedder:
         return self.expert.condition_embedder if self.expert is not None and tower else self.condition_embedder
