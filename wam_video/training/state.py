@@ -3,7 +3,7 @@
 import base64
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ class Progress:
     """Global index of the next sample."""
     bad_steps: int = 0
     """Steps in a row that were skipped."""
+    losses: dict[str, list[float]] = field(default_factory=dict)
+    """The last steps' losses by modality, where a jump of them skips a step (`health.SpikeDetector`)."""
 
 
 def snapshot(engine: Engine, ema: EMA, progress: Progress, facts: dict[str, Any]) -> Files:
@@ -45,9 +47,8 @@ def snapshot(engine: Engine, ema: EMA, progress: Progress, facts: dict[str, Any]
     if engine.is_main:
         files["model.safetensors"] = _module_tensors(engine.module)
         files["ema.safetensors"] = _contiguous(ema.state_dict())
-        position = {"step": progress.step, "next_index": progress.next_index, "bad_steps": progress.bad_steps}
         run = {"version": STATE_VERSION, "num_processes": engine.num_processes, "engine": engine.kind}
-        files["state.json"] = {**run, **position, **facts}
+        files["state.json"] = {**run, **asdict(progress), **facts}
     if engine.is_main or engine.kind == "deepspeed":
         files[_optimizer_file(engine)] = _optimizer_tensors(engine)
     return files
@@ -84,7 +85,7 @@ def load(folder: Path, engine: Engine, ema: EMA) -> Progress:
     random_file = folder / f"rng-{engine.rank}.json"
     if random_file.is_file():  # absent on a rank that the saved run did not have
         _set_random_state(json.loads(random_file.read_text()))
-    return Progress(step=state["step"], next_index=state["next_index"], bad_steps=state["bad_steps"])
+    return Progress(**{entry.name: state[entry.name] for entry in fields(Progress) if entry.name in state})
 
 
 def _named(module: nn.Module) -> dict[str, Tensor]:
