@@ -17,7 +17,7 @@ TRACKERS = ("tensorboard", "wandb", "trackio")
 FREE_ON_RESUME = (
     *("async_save", "max_failed_saves", "save_timeout_s"),
     *("steps", "max_minutes", "save_every", "keep_last", "eval_every", "eval_windows", "log_every", "trackers"),
-    *("output_dir", "num_processes", "engine", "gradient_checkpointing", "export_on_save", "scheduler"),
+    *("output_dir", "num_processes", "engine", "sequence_parallel", "gradient_checkpointing", "export_on_save", "scheduler"),
     "adapter.export",
     *("health.straggler_ratio", "health.straggler_intervals", "health.hang_seconds", "health.collective_timeout_s"),
     *("health.grace_seconds", "health.peak_tflops"),
@@ -254,6 +254,8 @@ class TrainConfig:
     """What must carry the run: `single`, `ddp`, `deepspeed`, or `auto`: whatever it was launched with."""
     num_processes: int | None = None
     """How many processes there must be; None: whatever it was launched with."""
+    sequence_parallel: int = 1
+    """Neighbouring processes that share the tokens of the same samples, for sequences too long for one (`models.sequence_parallel`)."""
     save_every: int = 500
     """Steps between checkpoints; there is always one at the end."""
     keep_last: int = 2
@@ -283,6 +285,7 @@ class TrainConfig:
             "steps",
             "batch_size",
             "grad_accum",
+            "sequence_parallel",
             "save_every",
             "log_every",
             "max_bad_steps",

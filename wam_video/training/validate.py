@@ -30,7 +30,7 @@ def validation_losses(run: Run) -> dict[str, float]:
     module.eval()
     with torch.no_grad():
         for number, batch in enumerate(run.validation_batches()):
-            if number % run.engine.num_processes == run.engine.rank:
+            if number % run.engine.data_processes == run.engine.data_rank:
                 for name, sums in _batch_sums(run, batch).items():
                     rows[name] = rows.get(name, 0) + sums
     module.train(was_training)

@@ -47,6 +47,8 @@ class EngineConfig:
     grad_accum: int = 1
     clip_norm: float = 0.0
     optimizer: str = "adamw"
+    sequence_parallel: int = 1
+    """Neighbouring processes that share the tokens of the same samples."""
 
     @classmethod
     def of(cls, config: TrainConfig) -> "EngineConfig":
@@ -59,6 +61,7 @@ class EngineConfig:
             grad_accum=config.grad_accum,
             clip_norm=config.optim.clip_norm,
             optimizer=config.optim.name,
+            sequence_parallel=config.sequence_parallel,
         )
 
 
@@ -92,6 +95,16 @@ class Engine(ABC):
     def rank(self) -> int:
         """This process's number, from 0."""
         return self._accelerator.process_index
+
+    @property
+    def data_processes(self) -> int:
+        """Processes that have samples of their own: those that share the tokens of a sample count once."""
+        return self.num_processes // self._config.sequence_parallel
+
+    @property
+    def data_rank(self) -> int:
+        """Which of them this process belongs to, from 0."""
+        return self.rank // self._config.sequence_parallel
 
     @property
     def is_main(self) -> bool:

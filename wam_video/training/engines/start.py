@@ -47,6 +47,11 @@ def start_engine(config: EngineConfig, launch: Launch) -> Engine:
             f"{engine.num_processes} processes take part but should be {processes}; on CPUs use "
             "launch/accelerate/cpu_two_processes.yaml or torchrun (accelerate launch --cpu starts only one)"
         )
+    if engine.num_processes % config.sequence_parallel:
+        raise ConfigError(
+            f"sequence_parallel is {config.sequence_parallel}, which does not divide the {engine.num_processes} processes; "
+            "launch a multiple of it"
+        )
     return engine
 
 
