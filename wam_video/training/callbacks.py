@@ -1,17 +1,16 @@
 """What happens beside the updates: logging, validation, checkpoints and export. Each is told of every step."""
 
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from wam_video.log import get_logger
 from wam_video.training.build import Exporter
 from wam_video.training.checkpoint import replace_folder
-from wam_video.training.metrics import Tracker, region_means
+from wam_video.training.interval import Interval
+from wam_video.training.metrics import Tracker
 from wam_video.training.run import Run, StepResult
 from wam_video.training.validate import validation_losses
 
@@ -23,46 +22,32 @@ class LogCallback:
 
     def __init__(self, every: int) -> None:
         self._every = every
-        self._sums: Tensor | None = None
-        self._steps = 0
-        self._wait_s = 0.0
-        self._since = time.perf_counter()
+        self._interval = Interval()
 
     def on_step(self, run: Run, result: StepResult) -> None:
         """Add up; at every `every`-th step, write."""
-        self._sums = result.regions if self._sums is None else self._sums + result.regions
-        self._steps += 1
-        self._wait_s += result.wait_s
+        self._interval.add(run, result)
         if result.step % self._every == 0 or result.step == run.config.steps:
-            self._write(run, result, self._sums)
+            self._write(run, result)
 
     def on_end(self, run: Run) -> None:
         """Nothing: the last line was written with the last step."""
 
-    def _write(self, run: Run, result: StepResult, sums: Tensor) -> None:
-        sums = run.engine.sum(sums)
-        now = time.perf_counter()
-        seconds = max(now - self._since, 1e-9)
-        rate = self._steps / seconds
-        values = region_means(sums) | {
-            "grad_norm": result.grad_norm,
-            "lr": result.lr,
-            "samples_per_second": rate * run.samples_per_step,
-            "data_wait_share": self._wait_s / seconds,
-        }
+    def _write(self, run: Run, result: StepResult) -> None:
+        values = self._interval.numbers(run, result)
         run.log(values, result.step)
-        left = (run.config.steps - result.step) / rate
+        left = (run.config.steps - result.step) * run.samples_per_step / values["samples_per_second"]
         if run.config.max_minutes is not None:
             left = min(left, run.config.max_minutes * 60 - run.elapsed_s())
         losses = " ".join(
             f"{name.removeprefix('loss_')} {values[name]:.4f}" for name in values if name.startswith("loss_")
         )
+        used = f"  mfu {100 * values['mfu']:.0f}%" if "mfu" in values else ""
         _LOG.info(
-            "step %d/%d  %s  norm %.2f  lr %.1e  %.1f samples/s  wait %.0f%%  %s left",
-            *(result.step, run.config.steps, losses, result.grad_norm, result.lr),
-            *(values["samples_per_second"], 100 * values["data_wait_share"], _duration(left)),
+            "step %d/%d  %s  norm %.2f  lr %.1e  %.1f samples/s  wait %.0f%%%s  %.1f GB  %s left",
+            *(result.step, run.config.steps, losses, result.grad_norm, result.lr, values["samples_per_second"]),
+            *(100 * values["data_wait_share"], used, values["memory_gb"], _duration(left)),
         )
-        self._sums, self._steps, self._wait_s, self._since = None, 0, 0.0, now
 
 
 class ValidateCallback:

@@ -30,8 +30,8 @@ class Stretch:
 class Pace:
     """The clock of one process's loop. On CUDA it leaves events in the stream and reads them when asked, so nothing waits.
 
-    A step is: `begin`, make the samples, `meet` (the first exchange is about to begin), `met` (it is over), the forward passes,
-    `exchange` (the last backward pass is about to exchange gradients), `end`. Where weights are sharded, forward passes wait
+    A step is: `begin`, make the samples, `meet` (the first exchange is about to begin), `met` (it is over), `worked` after each
+    forward pass (the last backward pass is about to exchange gradients), `end`. Where weights are sharded, forward passes wait
     for the other processes too; what is left to tell them apart is the part before `meet`.
     """
 
@@ -57,10 +57,11 @@ class Pace:
         """Go on after the first exchange."""
         self._marks.append(self._mark())
 
-    def exchange(self, flops: float) -> None:
-        """Stop counting own work; `flops`: of the step."""
-        self._marks.append(self._mark())
+    def worked(self, flops: float, *, last: bool) -> None:
+        """Take note of a micro-batch's forward pass and its operations; before the exchange after the last one, own work ends."""
         self._now.flops += flops
+        if last:
+            self._marks.append(self._mark())
 
     def end(self) -> None:
         """End a step."""

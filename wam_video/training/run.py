@@ -13,8 +13,10 @@ from wam_video.training.build import Parts
 from wam_video.training.config import TrainConfig
 from wam_video.training.ema import EMA
 from wam_video.training.engines import Engine
+from wam_video.training.pace import Pace
 from wam_video.training.sample import Sampler
 from wam_video.training.state import Progress
+from wam_video.training.tally import Tally
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,14 +25,12 @@ class StepResult:
 
     step: int
     """Steps done, with this one."""
-    regions: Float[Tensor, "2 regions"]
-    """This process's sums of `metrics.region_sums`, on the device."""
+    sums: Float[Tensor, "2 k"]
+    """This process's sums of `Run.tally`, on the device."""
     grad_norm: float
     lr: float
     applied: bool
-    """False where the gradient was not finite and the update was skipped."""
-    wait_s: float
-    """Seconds spent waiting for data."""
+    """False where the update was skipped: its gradient was not finite, or its loss jumped."""
 
 
 class Run(Protocol):
@@ -44,6 +44,9 @@ class Run(Protocol):
     prediction_kinds: tuple[PredictionType, PredictionType]
     """What the trained module puts out for video and for actions."""
     progress: Progress
+    tally: Tally
+    """How the sums of a step are kept and named."""
+    pace: Pace
     start_step: int
     """Steps that were done before this start."""
     interrupted: bool

@@ -24,13 +24,17 @@ from wam_video.training.config import TrainConfig
 from wam_video.training.ema import EMA
 from wam_video.training.engines import Engine
 from wam_video.training.feed import Feed
-from wam_video.training.metrics import REGIONS, Tracker, region_sums
+from wam_video.training.health import BadSteps, SpikeDetector, poison
+from wam_video.training.metrics import Tracker
 from wam_video.training.optim import build_optimizer, freeze, learning_rate, lr_scales, set_learning_rate
+from wam_video.training.pace import Pace
 from wam_video.training.run import Callback, StepResult
 from wam_video.training.sample import Sampler, SamplerConfig, TextCache, TrainingSample, is_video_absent
 from wam_video.training.saving import Saver
-from wam_video.training.sequence import share
+from wam_video.training.stopping import Wishes
+from wam_video.training.tally import Tally, not_finite, term_means
 from wam_video.training.teacher import Lesson
+from wam_video.training.work import StepWork
 
 _LOG = get_logger(__name__)
 
@@ -71,7 +75,6 @@ class Trainer:
         self.parts.text_encoder.to(engine.device)  # type: ignore[arg-type]
         if self.parts.image_encoder is not None:
             self.parts.image_encoder.to(engine.device)  # type: ignore[arg-type]
-        share(config, self.parts.transformer)
         scales = lr_scales(config, [name for name, _ in module.named_parameters()])
         freeze(module, scales)
         engine.prepare(module, partial(build_optimizer, config.optim, scales=scales))
@@ -99,6 +102,12 @@ class Trainer:
         self._facts |= {"base": self.parts.base_hash, "teacher": self.teacher and self.teacher.fingerprint}
         self._resume()
         self.start_step = self.progress.step
+        self.tally = Tally(sorted(config.data.datasets), engine.device)
+        self.pace = Pace(engine.device)
+        self._work = StepWork(self.parts.transformer)
+        self._wishes = Wishes(engine.device)
+        self._spikes = SpikeDetector(config.health, self.progress.losses) if config.health.spike == "skip" else None
+        self._bad = BadSteps(self.output / "bad_batches.jsonl", is_main=engine.is_main, from_step=self.start_step)
 
     @property
     def output(self) -> Path:
@@ -108,7 +117,7 @@ class Trainer:
     @property
     def samples_per_step(self) -> int:
         """Windows in a step over all processes."""
-        return self.config.batch_size * self.config.grad_accum * self.engine.data_processes
+        return self.config.batch_size * self.config.grad_accum * self.engine.num_processes
 
     def elapsed_s(self) -> float:
         """Return the seconds since the loop of this process started."""
@@ -142,7 +151,7 @@ class Trainer:
         while self.progress.step < self.config.steps and not stop:
             if batches is None:
                 batches = self._feed.batches(
-                    self.config.batch_size, self.progress.next_index, self.engine.data_rank, self.engine.data_processes
+                    self.config.batch_size, self.progress.next_index, self.engine.rank, self.engine.num_processes
                 )
             result = self._step(batches)
             stop = result is None
@@ -155,52 +164,63 @@ class Trainer:
     def _step(self, batches: Iterator[Batch]) -> StepResult | None:
         """Do one optimizer step; None if it is time to stop, for which one process's word is enough."""
         step = self.progress.step
-        samples, lessons, wait_s = self._samples(batches, step)
+        self.pace.begin()
+        samples, lessons = self._samples(batches, step)
         taught = sum(lesson.count for lesson in lessons if lesson is not None)
         counts = torch.stack([torch.stack([s.video_count.sum(), s.action_count.sum()]) for s in samples]).sum(dim=0)
         counts = torch.cat([counts, counts.new_zeros(1) + taught])
         wishes = counts.new_tensor([float(self._is_time_up()), float(self._should_stop())])
         counts, wishes = self.engine.sum(torch.cat([counts, wishes])).split([3, 2])
-        time_is_up, self.interrupted = (wishes > 0).tolist()
+        time_is_up, self.interrupted = self._wishes.read(wishes)
         if time_is_up or self.interrupted:
             return None
+        self.pace.met()
         lr = learning_rate(self.config.optim, step, self.config.steps)
         set_learning_rate(self.engine.optimizer, lr)
         seed_dropout(self.config, step, self.engine.rank)
-        regions = torch.zeros(2, len(REGIONS), device=self.engine.device)
+        sums, jumps = self.tally.zeros(), []
         for number, (sample, lesson) in enumerate(zip(samples, lessons, strict=True)):
-            regions += self._accumulate(sample, lesson, counts, last=number == len(samples) - 1)
+            jumps += self._accumulate(sample, lesson, counts, sums, last=number == len(samples) - 1)
         applied, norm = self.engine.update()
         if applied:
             self.ema.update(step)
-        self._count_step(applied, samples, norm)
-        return StepResult(step=step + 1, regions=regions, grad_norm=norm, lr=lr, applied=applied, wait_s=wait_s)
+        self.pace.end()
+        self._count_step(applied)
+        if not applied:
+            self._tell_bad(samples, [*not_finite(self.tally.terms(sums)), *jumps], norm)
+        return StepResult(step=step + 1, sums=sums, grad_norm=norm, lr=lr, applied=applied)
 
-    def _samples(self, batches: Iterator[Batch], step: int) -> tuple[list[TrainingSample], list[Lesson | None], float]:
+    def _samples(self, batches: Iterator[Batch], step: int) -> tuple[list[TrainingSample], list[Lesson | None]]:
         """Make all the samples of a step, for their counts are needed before the first is used."""
         absent = is_video_absent(self.config.density, self.config.seed, step)
-        samples, lessons, wait_s = [], [], 0.0
+        samples, lessons, wait_s, frames = [], [], 0.0, 0
         for _ in range(self.config.grad_accum):
             before = time.perf_counter()
             batch = next(batches)
             wait_s += time.perf_counter() - before
+            frames += int(batch.frame_mask.sum())
             samples.append(self.sampler(batch, self.engine.device, absent_video=absent))
             with torch.autocast(self.engine.device.type, torch.bfloat16, enabled=self.engine.precision == "bf16"):
                 lessons.append(self.teacher and self.teacher(batch, samples[-1]))
-        return samples, lessons, wait_s
+        self.pace.meet(wait_s, frames)
+        return samples, lessons
 
     def _accumulate(
-        self, sample: TrainingSample, lesson: Lesson | None, counts: Float[Tensor, " 3"], *, last: bool
-    ) -> Tensor:
-        """Add the gradient of one micro-batch and return its sums by region."""
+        self, sample: TrainingSample, lesson: Lesson | None, counts: Float[Tensor, " 3"], sums: Tensor, *, last: bool
+    ) -> list[str]:
+        """Add the gradient of one micro-batch, and to `sums` what it came to; return which losses of the step jumped."""
         kinds = self.prediction_kinds
         with self.engine.micro_batch(last=last):
             video, actions, *predicted = self.engine.forward(sample, taught=lesson is not None)
             prediction = Prediction(video=video, actions=actions)
             terms = loss_terms(self.config.loss, prediction, sample.noisy, kinds, sample.num_context)
             alignment = None if lesson is None else lesson.terms(predicted[0])
-            self.engine.backward(self._loss(terms, alignment, counts), last=last)
-        return region_sums(sample, terms, alignment)
+            sums += self.tally.sums(sample, terms, alignment)
+            self.pace.worked(self._work.flops(sample), last=last)
+            jumps = self._jumps(sums) if last else []
+            loss = poison(self._loss(terms, alignment, counts)) * (float("nan") if jumps else 1.0)
+            self.engine.backward(loss, last=last)
+        return jumps
 
     def _loss(self, terms: LossTerms, alignment: AlignmentTerms | None, counts: Float[Tensor, " 3"]) -> Tensor:
         """Return a micro-batch's share of the step's loss: sums over the counts of the whole step."""
@@ -212,17 +232,29 @@ class Trainer:
             else loss - self.config.teacher.weight * alignment.cosine_sum / counts[2].clamp(min=1)
         )
 
-    def _count_step(self, applied: bool, samples: list[TrainingSample], norm: float) -> None:
+    def _jumps(self, sums: Float[Tensor, "2 k"]) -> list[str]:
+        """Say which losses of the step jumped, where that is to skip it: the same on every process."""
+        if self._spikes is None:
+            return []
+        jumps = self._spikes.judge(term_means(self.engine.sum(self.tally.terms(sums))))
+        return [f"jump of {name} by {height:.0f} deviations" for name, height in jumps.items()]
+
+    def _count_step(self, applied: bool) -> None:
         self.progress.step += 1
         self.progress.next_index += self.samples_per_step
         self.progress.bad_steps = 0 if applied else self.progress.bad_steps + 1
-        if not applied:
-            keys = ", ".join(key for sample in samples for key in sample.keys)
-            _LOG.error("step %d skipped: gradient norm is %s; windows: %s", self.progress.step, norm, keys)
+
+    def _tell_bad(self, samples: list[TrainingSample], wrong: list[str], norm: float) -> None:
+        """Write down what every process had in a step that was skipped; give up if there were too many in a row."""
+        windows = [{"key": key, "index": index} for s in samples for key, index in zip(s.keys, s.indices, strict=True)]
+        told = self._bad.add(self.progress.step, windows, wrong, norm)
+        if self.engine.is_main:
+            _LOG.error("step %d skipped: gradient norm is %s; %s", self.progress.step, norm, told)
         if self.progress.bad_steps >= self.config.max_bad_steps:
             raise TrainingFailedError(
-                f"{self.progress.bad_steps} steps in a row had a non-finite gradient (max_bad_steps={self.config.max_bad_steps}); "
-                "lower optim.lr, or look at the windows named above"
+                f"{self.progress.bad_steps} steps in a row had a non-finite gradient or a jump of the loss "
+                f"(max_bad_steps={self.config.max_bad_steps}); lower optim.lr, or look at the windows named in "
+                f"{self.output / 'bad_batches.jsonl'}"
             )
 
     def _is_time_up(self) -> bool:
