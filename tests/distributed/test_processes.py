@@ -62,6 +62,13 @@ def test_two_gloo_processes_learn_what_one_does_and_resume(tmp_path: Path) -> No
 
 
 @pytest.mark.timeout(1300)
+def test_two_processes_that_share_the_tokens_learn_what_one_does(tmp_path: Path) -> None:
+    facts = launch(accelerate("cpu_two_processes"), tmp_path / "two", batch_size=8, steps=4, sequence_parallel=2)
+    assert [(f["kind"], f["num_processes"], f["last_step"]) for f in facts] == [("ddp", 2, 4)] * 2
+    close_to_one_process(tmp_path / "two", 2, tmp_path, 1e-6)
+
+
+@pytest.mark.timeout(1300)
 def test_deepspeed_zero_2_on_two_processes_learns_what_one_does_and_resumes(tmp_path: Path) -> None:
     pytest.importorskip("deepspeed")
     launcher = accelerate("deepspeed_zero2", "--num_processes", "2")
