@@ -31,6 +31,7 @@ from wam_video.training.pace import Pace
 from wam_video.training.run import Callback, StepResult
 from wam_video.training.sample import Sampler, SamplerConfig, TextCache, TrainingSample, is_video_absent
 from wam_video.training.saving import Saver
+from wam_video.training.sequence import share
 from wam_video.training.stopping import Wishes
 from wam_video.training.tally import Tally, not_finite, term_means
 from wam_video.training.teacher import Lesson
@@ -75,6 +76,8 @@ class Trainer:
         self.parts.text_encoder.to(engine.device)  # type: ignore[arg-type]
         if self.parts.image_encoder is not None:
             self.parts.image_encoder.to(engine.device)  # type: ignore[arg-type]
+        self.whole = WholeParts(self.parts, module, is_main=engine.is_main)
+        share(config, self.parts.transformer)
         scales = lr_scales(config, [name for name, _ in module.named_parameters()])
         freeze(module, scales)
         engine.prepare(module, partial(build_optimizer, config.optim, scales=scales))
@@ -117,7 +120,7 @@ class Trainer:
     @property
     def samples_per_step(self) -> int:
         """Windows in a step over all processes."""
-        return self.config.batch_size * self.config.grad_accum * self.engine.num_processes
+        return self.config.batch_size * self.config.grad_accum * self.engine.data_processes
 
     def elapsed_s(self) -> float:
         """Return the seconds since the loop of this process started."""
@@ -151,7 +154,7 @@ class Trainer:
         while self.progress.step < self.config.steps and not stop:
             if batches is None:
                 batches = self._feed.batches(
-                    self.config.batch_size, self.progress.next_index, self.engine.rank, self.engine.num_processes
+                    self.config.batch_size, self.progress.next_index, self.engine.data_rank, self.engine.data_processes
                 )
             result = self._step(batches)
             stop = result is None
