@@ -15,6 +15,7 @@ from wam_video.errors import one_of
 COMMANDS = {
     "data": "convert recordings to shards; inspect, verify them; compute statistics",
     "train": "train a model from YAML files and key=value overrides (one process; see accelerate launch)",
+    "watch": "write the page of a training run: curves, speed, skipped steps, checkpoints",
     "generate": "run one mode of a model on a recording: policy, forward, inverse, video or joint",
     "evaluate": "score every mode on held-out episodes, with controls; writes report.html",
     "ablate": "train and score variants x seeds alike; one table with paired statistics",

@@ -12,13 +12,14 @@ from wam_video.evaluation.markup import Html, el
 PAGE = "report.html"
 
 
-def frame(title: str, sections: Iterable[Html | None], css: str = "") -> str:
-    """Return a self-contained page: the common stylesheet, then `css`, around the sections."""
+def frame(title: str, sections: Iterable[Html | None], css: str = "", *, refresh_s: int | None = None) -> str:
+    """Return a self-contained page: the common stylesheet, then `css`, around the sections; read again every `refresh_s`."""
     style = files("wam_video.evaluation").joinpath("report.css").read_text(encoding="utf-8")
     head = el(
         "head",
         el("meta", charset="utf-8"),
         el("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        None if refresh_s is None else el("meta", http_equiv="refresh", content=refresh_s),
         el("title", title),
         el("style", Html(style + css)),
     )
