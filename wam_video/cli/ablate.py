@@ -100,7 +100,8 @@ def _run(plans: Sequence["Plan"], jobs: int) -> list["Failure"]:
     from wam_video.cli.ablate_cells import Runner
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    allowed = int(os.environ.get("OMP_NUM_THREADS", "0") or 0) or cores
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # of a list, the outermost level's
+    allowed = int(first) if first.isdecimal() and int(first) else cores
     runner = Runner(jobs, max(1, min(allowed, cores) // jobs))
     before = signal.signal(signal.SIGTERM, lambda *_: runner.stop())
     try:

@@ -110,7 +110,7 @@ class ModelAgent:
             batch,
             "policy",
             policy_path=self.options.policy_path,
-            action_prefix_steps=latency,
+            committed_steps=latency,
             num_inference_steps=self.options.num_inference_steps,
             generator=[_noise_seed(row) for row in rows],
             output_type="pt",

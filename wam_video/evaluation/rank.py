@@ -8,6 +8,7 @@ figures, as do a world model that is told other actions and one in which nothing
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -108,8 +109,12 @@ def run(config: RankConfig, command: str = "", on_progress: Progress = lambda wh
         ConfigError: The request fits neither environment nor models.
         CheckpointError: A model can't be loaded.
     """
-    started, clock = datetime.now(UTC), time.monotonic()
-    stage = Stage(config)
+    with closing(Stage(config)) as stage:
+        return _rank(stage, command, on_progress)
+
+
+def _rank(stage: Stage, command: str, on_progress: Progress) -> Ranking:
+    started, clock, config = datetime.now(UTC), time.monotonic(), stage.config
     lessons = stage.lessons(on_progress)
     judge, motion = PictureJudge(lessons), LinearMotion(lessons)
     told = _chunks(lessons, stage.model.window.action_horizon)
@@ -137,7 +142,6 @@ def run(config: RankConfig, command: str = "", on_progress: Progress = lambda wh
         "environment": environment(config.device),
         "timing": {"started": started.isoformat(timespec="seconds"), "seconds": round(time.monotonic() - clock, 3)},
     }
-    stage.close()
     return Ranking(
         real=played.real, seen=played.seen, measures=measures, answers=answers, pairs=played.pairs, document=document
     )

@@ -6,6 +6,7 @@ video changes more with the actions than with the noise.
 """
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 
 import torch
@@ -189,11 +190,11 @@ def _still(subject: Subject) -> tuple[str, Callable[[Batch], Tensor]]:
     """Return the condition of a body that stays where it is, and its actions: as the simulator has them, or else the middle."""
     width = subject.group.spec.action_dim
     if subject.open_environment is not None:
-        world, seen = subject.open_environment(), []
-        for seed in range(3):
-            world.reset(world.tasks[0], [seed])
-            seen.append((torch.as_tensor(world.hold()), torch.as_tensor(world.state())[:width]))
-        world.close()
+        seen = []
+        with closing(subject.open_environment()) as world:
+            for seed in range(3):
+                world.reset(world.tasks[0], [seed])
+                seen.append((torch.as_tensor(world.hold()), torch.as_tensor(world.state())[:width]))
         if all(torch.equal(hold, seen[0][0]) for hold, _ in seen):
             return "hold", lambda batch: _wide(seen[0][0].expand(len(batch), 1, -1), batch)
         if all(torch.equal(hold, state) for hold, state in seen):  # actions are places to go to

@@ -1,7 +1,8 @@
 """Fast policy paths: what is lost by imagining less and by taking fewer steps, against what a decision costs."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from statistics import median
 
@@ -198,11 +199,17 @@ def _cost_row(body: str, way: Way, cost: float) -> Row:
 
 def play(subject: Subject, found: Findings) -> None:
     """Play the same episodes with every way, and add success and progress to what was found."""
-    if subject.open_environment is None:
+    opened = subject.open_environment
+    if opened is None:
         return
-    first = subject.open_environment()
+    with ExitStack() as stack:
+        _play_all(subject, lambda: stack.enter_context(closing(opened())), found)
+
+
+def _play_all(subject: Subject, open_world: Callable[[], Environment], found: Findings) -> None:
+    first = open_world()
     jobs = [Job(task=task, index=i, filmed=False) for task in first.tasks for i in range(subject.options.episodes)]
-    worlds: list[Environment] = [first, *(subject.open_environment() for _ in range(min(_ROWS, len(jobs)) - 1))]
+    worlds: list[Environment] = [first, *(open_world() for _ in range(min(_ROWS, len(jobs)) - 1))]
     loop, spec = LoopConfig(rows=len(worlds), seed=subject.seed), subject.group.spec
     ledger = Ledger(_NAME, spec.name, [job.start_id(loop.seed) for job in jobs], subject.bootstrap)
     for number, way in enumerate(WAYS, 1):
@@ -211,8 +218,6 @@ def play(subject: Subject, found: Findings) -> None:
         ends = [[float(e.success_step is not None), max(o.progress for o in e.outcomes), 1.0] for e in played]
         ledger.add(way.name, torch.tensor(ends))
         subject.on_progress(number, len(WAYS))
-    for world in worlds:
-        world.close()
     for way in WAYS:
         won, _, of = ledger.sums(way.name).sum(dim=0).tolist()
         ledger.rate("success", way.name, round(won), round(of))

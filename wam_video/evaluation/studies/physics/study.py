@@ -1,6 +1,7 @@
 """The study: simulate takes, imagine them, probe every film beside the real and the broken ones."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -107,12 +108,11 @@ def _record(subject: Subject, dreamer: Dreamer) -> tuple[list[Take], int, str]:
     length = chunk * max(1, round(_SECONDS * subject.group.spec.action_rate / chunk))
     history = max(dreamer.rhythm.back)
     takes: list[Take] = []
-    for index in range(subject.options.episodes):
-        takes += record_takes(world, index, seed=subject.seed, history=history, length=length)
-        subject.on_progress(index + 1, subject.options.episodes)
-    env = world.name
-    world.close()
-    return takes, length, env
+    with closing(world):
+        for index in range(subject.options.episodes):
+            takes += record_takes(world, index, seed=subject.seed, history=history, length=length)
+            subject.on_progress(index + 1, subject.options.episodes)
+    return takes, length, world.name
 
 
 def _stage(takes: Sequence[Take], dreamer: Dreamer, view: str, length: int) -> _Stage:
