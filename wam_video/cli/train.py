@@ -17,9 +17,9 @@ from wam_video.errors import ConfigError
 from wam_video.log import get_logger, setup_logging
 
 if TYPE_CHECKING:
-    from wam_video.training.engines import Launch
     from wam_video.training.build import Parts
     from wam_video.training.config import TrainConfig
+    from wam_video.training.engines import Launch
 
 _LOG = get_logger(__name__)
 
@@ -87,6 +87,7 @@ def _train(config: "TrainConfig") -> int:
     from wam_video.training.engines import EngineConfig, start_engine
     from wam_video.training.feed import ShardFeed
     from wam_video.training.metrics import open_trackers
+    from wam_video.training.saving import SavingFailedError
     from wam_video.training.trainer import Trainer, TrainingFailedError
 
     request = _StopRequest()
@@ -112,7 +113,7 @@ def _train(config: "TrainConfig") -> int:
     try:
         with request:
             trainer.run(chain, trackers)
-    except TrainingFailedError as error:
+    except (TrainingFailedError, SavingFailedError) as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
     finally:

@@ -106,7 +106,7 @@ class CheckpointCallback:
     def _save(self, run: Run) -> None:
         if run.progress.step != self._last:
             self._last = run.progress.step
-            _LOG.info("step %d  saved %s", self._last, run.save())
+            run.save()
 
 
 class ExportCallback:

@@ -298,8 +298,6 @@ class TrainConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; allowed: 0 or more")
         if self.max_minutes is not None and not self.max_minutes > 0:
             raise ConfigError(f"max_minutes is {self.max_minutes}; allowed: above 0, or null for no limit")
-        if not self.save_timeout_s > 0:
-            raise ConfigError(f"save_timeout_s is {self.save_timeout_s}; allowed: above 0 (seconds)")
         for name, allowed in (
             ("network", tuple(NETWORKS)),
             ("normalization", ("quantile", "mean_std", "min_max")),
@@ -317,6 +315,8 @@ class TrainConfig:
         self._check_across()
 
     def _check_across(self) -> None:
+        if not self.save_timeout_s > 0:
+            raise ConfigError(f"save_timeout_s is {self.save_timeout_s}; allowed: above 0 (seconds)")
         if self.network == "diffusion_policy":
             check_policy_run(self)
         if self.optim.schedule != "constant" and self.optim.warmup_steps >= self.steps:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from jaxtyping import Float
@@ -65,8 +64,8 @@ class Run(Protocol):
         """Send numbers to the trackers (of the main process)."""
         ...
 
-    def save(self) -> Path:
-        """Write a checkpoint of where the run is."""
+    def save(self) -> None:
+        """Write a checkpoint of where the run is, or begin to (`async_save`)."""
         ...
 
     def validation_batches(self) -> list[Batch]:

@@ -28,9 +28,10 @@ from wam_video.training.health import BadSteps, SpikeDetector, poison
 from wam_video.training.metrics import Tracker
 from wam_video.training.optim import build_optimizer, freeze, learning_rate, lr_scales, set_learning_rate
 from wam_video.training.pace import Pace
+from wam_video.training.provenance import code_versions, tell_changes
 from wam_video.training.run import Callback, StepResult
 from wam_video.training.sample import Sampler, SamplerConfig, TextCache, TrainingSample, is_video_absent
-from wam_video.training.saving import Saver
+from wam_video.training.saving import Saver, SaverConfig
 from wam_video.training.sequence import share
 from wam_video.training.stopping import Wishes
 from wam_video.training.tally import Tally, not_finite, term_means
@@ -52,10 +53,17 @@ class Trainer:
         feed: The data.
         engine: Processes and devices.
         should_stop: Asked before each step; one process that says yes stops all of them cleanly.
+        fault: Called at the named points of a save.
     """
 
     def __init__(
-        self, config: TrainConfig, feed: Feed, engine: Engine, *, should_stop: Callable[[], bool] = lambda: False
+        self,
+        config: TrainConfig,
+        feed: Feed,
+        engine: Engine,
+        *,
+        should_stop: Callable[[], bool] = lambda: False,
+        fault: checkpoint.FaultPoint = checkpoint.no_fault,
     ) -> None:
         self.config = config
         self.engine = engine
@@ -96,13 +104,15 @@ class Trainer:
             assembly.image,
         )
         self.prediction_kinds = assembly.prediction_kinds
-        self._store = checkpoint.CheckpointStore(self.output / "checkpoints", keep_last=config.keep_last)
-        self._saver = Saver(self._store, is_main=engine.is_main, wait=engine.wait)
+        store = checkpoint.CheckpointStore(self.output / "checkpoints", keep_last=config.keep_last, fault=fault)
+        self._saver = Saver(SaverConfig.of(config), store, engine)
         self._facts: dict[str, Any] = {
             "config": to_dict(config),
+            "code": code_versions(),
             "data": {"stats_hash": processor.config["stats_hash"]},
         }
         self._facts |= {"base": self.parts.base_hash, "teacher": self.teacher and self.teacher.fingerprint}
+        self._saver.open()
         self._resume()
         self.start_step = self.progress.step
         self.tally = Tally(sorted(config.data.datasets), engine.device)
@@ -131,9 +141,9 @@ class Trainer:
         for tracker in self._trackers:
             tracker.log(values, step)
 
-    def save(self) -> Path:
-        """Write a checkpoint of where the run is."""
-        return self._saver.save(self.progress.step, state.snapshot(self.engine, self.ema, self.progress, self._facts))
+    def save(self) -> None:
+        """Write a checkpoint of where the run is, or begin to (`async_save`)."""
+        self._saver.save(self.progress.step, lambda: state.snapshot(self.engine, self.ema, self.progress, self._facts))
 
     def validation_batches(self) -> list[Batch]:
         """Return the held-out windows, read once."""
@@ -146,9 +156,19 @@ class Trainer:
 
         Raises:
             TrainingFailedError: `max_bad_steps` steps in a row were not finite.
+            SavingFailedError: `max_failed_saves` saves in a row failed, or the last one of the run.
         """
         self._trackers = trackers
         self._started = time.perf_counter()
+        try:
+            self._loop(callbacks)
+            for callback in callbacks:
+                callback.on_end(self)
+            self._saver.finish()
+        finally:
+            self._saver.close()
+
+    def _loop(self, callbacks: Sequence[Callback]) -> None:
         batches: Iterator[Batch] | None = None
         stop = False
         while self.progress.step < self.config.steps and not stop:
@@ -161,8 +181,7 @@ class Trainer:
             if result is not None:
                 for callback in callbacks:
                     callback.on_step(self, result)
-        for callback in callbacks:
-            callback.on_end(self)
+                self._saver.poll()
 
     def _step(self, batches: Iterator[Batch]) -> StepResult | None:
         """Do one optimizer step; None if it is time to stop, for which one process's word is enough."""
@@ -264,10 +283,11 @@ class Trainer:
         return self.config.max_minutes is not None and self.elapsed_s() >= 60 * self.config.max_minutes
 
     def _resume(self) -> None:
-        folder = self._store.latest()
+        folder = self._saver.newest()
         if folder is None:
             return
         saved: dict[str, Any] = checkpoint.read_state(folder)
+        tell_changes(saved.get("code", {}), self._facts["code"])
         checkpoint.check_same_run(saved["config"], self._facts["config"], to_dict(TrainConfig()), folder)
         if saved["data"] != self._facts["data"]:
             raise DataError(

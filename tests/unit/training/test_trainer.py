@@ -14,9 +14,9 @@ from wam_video.flow.density import DensityConfig
 from wam_video.flow.loss import LossConfig
 from wam_video.tensors import Batch
 from wam_video.training import callbacks as hooks
-from wam_video.training.engines import EngineConfig, Launch, start_engine
 from wam_video.training.build import Parts
 from wam_video.training.config import OptimConfig, TextConfig, TrainConfig
+from wam_video.training.engines import EngineConfig, Launch, start_engine
 from wam_video.training.metrics import JsonLines
 from wam_video.training.trainer import TrainingFailedError
 
@@ -127,7 +127,7 @@ def test_the_export_has_the_averaged_weights_and_replaces_the_last_one(tmp_path:
     assert len(exported) == 3
     assert torch.equal(exported[-1], trainer.ema.state_dict()["transformer.proj_out.weight"])
     assert not torch.equal(exported[-1], trainer.parts.transformer.proj_out.weight)
-    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    assert {p.name for p in tmp_path.iterdir()} == {"model", "checkpoints"}
 
 
 def test_fine_tuning_takes_known_bodies_over_and_starts_new_ones_fresh(tmp_path: Path) -> None:
