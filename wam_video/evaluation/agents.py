@@ -14,6 +14,7 @@ from wam_video.data.simulation import Environment
 from wam_video.errors import ConfigError, one_of
 from wam_video.evaluation.moments import Moment, batch_of, look_ahead, look_back
 from wam_video.evaluation.rollout import Plan, Row
+from wam_video.inference.chunk_player import Before
 from wam_video.inference.inputs import horizon
 from wam_video.inference.opening import Acting
 from wam_video.tensors import Batch, Mode
@@ -70,6 +71,8 @@ class ModelOptions:
     """None: its own."""
     condition_on_committed: bool = True
     """With a latency: tell the model the actions that will have been carried out meanwhile."""
+    continuation: str | None = None
+    """What it makes of them: `prefix`, `guided` or `replace`; None: its own."""
     device: str = "cpu"
 
 
@@ -101,16 +104,27 @@ class ModelAgent:
     def begin(self, row: Row) -> None:
         """Nothing to prepare: what it knows of an episode is in the row."""
 
-    def decide(self, rows: Sequence[Row]) -> list[Plan]:
-        """Return a chunk for each row, and for filmed rows the pictures that they lead to in the model's mind."""
+    def decide(self, rows: Sequence[Row], told: Sequence[Before] | None = None) -> list[Plan]:
+        """Return a chunk for each row, and for filmed rows the pictures that they lead to in the model's mind.
+
+        Args:
+            rows: Who asks.
+            told: What each carries out while it waits, and would after that; None: the loop keeps its plan.
+        """
         before = time.perf_counter()
-        latency = rows[0].config.latency if self.options.condition_on_committed else 0
-        batch = self._batch(rows, latency)
+        latency = rows[0].config.latency if told is None else max(len(one.committed) for one in told)
+        latency = latency if self.options.condition_on_committed else 0
+        batch = self._batch(rows, latency, told)
+        continuation = self.options.continuation
+        more: dict[str, Any] = {} if continuation is None else {"continuation": continuation}
+        if told is not None and continuation == "guided":
+            more["planned_steps"] = self.horizon
         out = self.pipe.predict(
             batch,
             "policy",
             policy_path=self.options.policy_path,
             committed_steps=latency,
+            **more,
             num_inference_steps=self.options.num_inference_steps,
             generator=[_noise_seed(row) for row in rows],
             output_type="pt",
@@ -154,9 +168,18 @@ class ModelAgent:
             ahead = {step: frames[place, f] for f, step in enumerate(look_ahead(self.window, self.spec))}
             plans[i] = replace(plans[i], imagined=ahead)
 
-    def _batch(self, rows: Sequence[Row], prefix: int) -> Batch:
-        """Put what each row sees into windows, with the first `prefix` actions where they are decided already."""
-        return batch_of([self._moment(row, prefix) for row in rows], self.window, self.spec, "rollout")
+    def _batch(self, rows: Sequence[Row], prefix: int, told: Sequence[Before] | None = None) -> Batch:
+        """Put what each row sees into windows, with the actions that are decided already where the first `prefix` are."""
+        moments = [self._moment(row, prefix) for row in rows]
+        if told is not None:
+            moments = [
+                replace(
+                    one,
+                    actions=np.concatenate([plan.committed, plan.planned]) if prefix and len(plan.committed) else None,
+                )
+                for one, plan in zip(moments, told, strict=True)
+            ]
+        return batch_of(moments, self.window, self.spec, "rollout")
 
     def _moment(self, row: Row, prefix: int) -> Moment:
         ahead = [row.committed.get(row.step + step) for step in range(prefix)]

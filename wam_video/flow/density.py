@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Literal, cast
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from wam_video.errors import ConfigError, one_of
@@ -51,6 +51,11 @@ class DensityConfig:
     has made itself is not perfect either."""
     noisy_history_max: float = 0.3
     """Largest clock of such a copy; uniform from 0."""
+    prefix: float = 0.0
+    """Share of chunks whose first actions are committed: given at clock 0 and not scored, while the others are noised. So a
+    model learns to go on from what is carried out while it thinks (continuation `prefix` of `flow.continuation`)."""
+    prefix_max: int = 4
+    """Most actions of such a prefix, fewer than a chunk has; uniform from 1."""
 
     def __post_init__(self) -> None:
         if self.name not in DensityName.__args__:
@@ -62,7 +67,11 @@ class DensityConfig:
                 raise ConfigError(f"density.edges.{mode} is {share}; allowed: 0 to 1")
         if sum(self.edges.values()) > 1 + 1e-6:
             raise ConfigError(f"density.edges sum to {sum(self.edges.values()):.3f}; allowed: at most 1")
-        for name in ("start", "absent_video", "noisy_history", "noisy_history_max"):
+        if self.prefix_max < 1:
+            raise ConfigError(
+                f"density.prefix_max is {self.prefix_max}; allowed: 1 or more, and fewer than a chunk has actions"
+            )
+        for name in ("start", "absent_video", "noisy_history", "noisy_history_max", "prefix"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"density.{name} is {getattr(self, name)}; allowed: 0 to 1")
 
@@ -110,6 +119,13 @@ def draw_history(config: DensityConfig, uniforms: Float[Tensor, "b chunks 2"]) -
     """Map uniform numbers in [0, 1) to the clock of each chunk's clean copy: 0, but for a share of `noisy_history`."""
     share, level = uniforms.unbind(-1)
     return torch.where(share < config.noisy_history, level * config.noisy_history_max, torch.zeros_like(level))
+
+
+def draw_prefix(config: DensityConfig, uniforms: Float[Tensor, "b chunks 2"]) -> Int[Tensor, "b chunks"]:
+    """Map uniform numbers in [0, 1) to how many actions of each chunk are committed: 0, but for a share of `prefix`."""
+    share, level = uniforms.unbind(-1)
+    count = 1 + (level * config.prefix_max).long().clamp(max=config.prefix_max - 1)
+    return torch.where(share < config.prefix, count, torch.zeros_like(count))
 
 
 def _interior(name: str, u_video: Tensor, u_action: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config  # pyr
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from wam_video.errors import ConfigError, one_of
+from wam_video.flow.continuation import check_continuation
 from wam_video.flow.modes import POLICY_PATHS, PathConfig, path_grid
 from wam_video.flow.solvers import Solver
 
@@ -29,6 +30,8 @@ class WAMScheduler(SchedulerMixin, ConfigMixin):
         guidance_scale: Classifier-free guidance by prompt, one number or `{"video": ..., "actions": ...}`; 1 is none.
         policy_path: What `policy` does with the future video: `unknown`, `absent` or `joint` (imagined as far as the actions
             need it).
+        continuation: What becomes of actions that are committed already: `prefix` (for models trained with
+            `density.prefix`), `guided` or `replace` (`flow.continuation`).
 
     Raises:
         ConfigError: A value is out of range.
@@ -48,9 +51,11 @@ class WAMScheduler(SchedulerMixin, ConfigMixin):
         video_stop: float = 0.0,
         guidance_scale: float | dict[str, float] = 1.0,
         policy_path: str = "unknown",
+        continuation: str = "prefix",
     ) -> None:
         check_solver(solver)
         check_policy_path(policy_path)
+        check_continuation(continuation)
         guidance_scales(guidance_scale)
         for what, shift in (("shift_video", shift_video), ("shift_action", shift_action)):
             if not shift > 0:

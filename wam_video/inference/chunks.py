@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from wam_video.flow.modes import ModeSpec, PathConfig, Role, path_grid
-from wam_video.flow.solvers import Clocks, State, sample
+from wam_video.flow.solvers import Clocks, Field, State, sample
 from wam_video.inference.sampling import Prepared, SamplingConfig, VelocityField, twice
 from wam_video.models.image_context import condition_of_chunk
 from wam_video.models.kv_cache import KVCache
@@ -57,7 +57,9 @@ def run(
     guided = config.guided and empty is not None
     inputs = dict(prepared.inputs, num_context=prepared.num_context)
     both = torch.cat([text, empty]) if guided and empty is not None else text
-    field = VelocityField(transformer, inputs, both, config.guidance, guided=guided)
+    field: Field = VelocityField(transformer, inputs, both, config.guidance, guided=guided)
+    if prepared.continuation is not None:
+        field = prepared.continuation.field(field)
     grid = path_grid(spec, config.path)
 
     def show(step: int, state: State) -> None:
@@ -124,9 +126,7 @@ class ChunkSampler:
             last = chunk == prepared.num_chunks
             grid = path_grid(spec if last else remembered(spec, rule), self._config.path)
             frames, actions = self._spans(chunk)
-            field = VelocityField(
-                self._transformer, self._inputs(chunk, cache), None, self._config.guidance, guided=self._guided
-            )
+            field = self._field(chunk, cache)
             before = state
 
             def show(
@@ -147,6 +147,13 @@ class ChunkSampler:
             if not last:
                 cache = self._observe(cache, chunk, state, prepared.pattern.at(grid[-1]))
         return state
+
+    def _field(self, chunk: int, cache: KVCache) -> Field:
+        field = VelocityField(
+            self._transformer, self._inputs(chunk, cache), None, self._config.guidance, guided=self._guided
+        )
+        bend = self._prepared.continuation
+        return field if bend is None else bend.part(self._spans(chunk)[1]).field(field)
 
     def _spans(self, chunk: int) -> tuple[slice, slice]:
         """Return the frames and the actions of a chunk."""

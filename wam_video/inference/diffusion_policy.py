@@ -127,7 +127,7 @@ class DiffusionPolicyPipeline(CheckpointFolder):
 
     @torch.no_grad()
     def predict(
-        self, batch: Batch, mode: str, *, policy_path: str | None = None, action_prefix_steps: int = 0, **options: Any
+        self, batch: Batch, mode: str, *, policy_path: str | None = None, committed_steps: int = 0, **options: Any
     ) -> WAMOutput:
         """Return a chunk for each recorded window, of which only the past is read; as of `WAMPipeline.predict`.
 
@@ -135,7 +135,7 @@ class DiffusionPolicyPipeline(CheckpointFolder):
             batch: Windows as the loader yields them.
             mode: `policy`.
             policy_path: None: there is but one.
-            action_prefix_steps: So many recorded actions count as committed. They come back as they are; the published
+            committed_steps: So many recorded actions count as committed. They come back as they are; the published
                 method is not told of them either, it drops what comes too late.
             options: As in `__call__`.
 
@@ -144,7 +144,7 @@ class DiffusionPolicyPipeline(CheckpointFolder):
         """
         _check_mode(mode)
         _check_path(policy_path)
-        conditions = batch_conditions(self.processor, batch, MODES[Mode.POLICY], action_prefix_steps)
+        conditions = batch_conditions(self.processor, batch, MODES[Mode.POLICY], committed_steps)
         return fit(self._act(conditions, DiffusionOptions(**options)), *batch.actions.shape[1:])
 
     def _act(self, conditions: Conditions, options: DiffusionOptions) -> WAMOutput:

@@ -5,7 +5,7 @@ its conditions at all, so it can't leak.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from wam_video.data.video import resize
 from wam_video.data.windows import WindowConfig
 from wam_video.errors import ConfigError
 from wam_video.flow.modes import ModeSpec, Role
+from wam_video.inference.commitment import Commitment, PlanBefore
+from wam_video.inference.per_row import one_each
 from wam_video.tensors import Batch, Mode, to_unit_range
 
 
@@ -34,7 +36,7 @@ class Request:
     prompt: str | Sequence[str] = ""
     embodiment: str | Sequence[str] | None = None
     actions: Any = None
-    action_prefix: Any = None
+    before: PlanBefore = field(default_factory=PlanBefore)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,8 @@ class Conditions:
     state_mask: Bool[Tensor, "b ds"]
     prompts: tuple[str, ...]
     embodiments: tuple[str, ...]
+    commitment: Commitment | None = None
+    """The plan before, where actions are generated; its committed actions are among those given."""
 
     def __len__(self) -> int:
         return len(self.embodiments)
@@ -83,7 +87,11 @@ def build_conditions(processor: WAMProcessor, request: Request) -> Conditions:
     frame_mask = frame_mask & view_mask_of(specs, video.shape[1], window)[:, :, None]
     horizons = [horizon(window, name) for name in embodiments]
     _check_action_role(request, specs, horizons)
-    actions, action_given = _actions(request, specs, horizons, processor)
+    commitment = request.before.rows(embodiments, processor, horizons) if request.spec.gives_actions else None
+    if commitment is None:
+        actions, action_given = _actions(request, specs, horizons, processor)
+    else:
+        actions, action_given = commitment.actions * commitment.committed[..., None], commitment.committed
     state, state_mask = state_of(request.state, specs, embodiments, processor)
     return Conditions(
         video=video,
@@ -98,30 +106,42 @@ def build_conditions(processor: WAMProcessor, request: Request) -> Conditions:
         state_mask=state_mask,
         prompts=per_sample("prompt", request.prompt, len(specs)),
         embodiments=embodiments,
+        commitment=commitment,
     )
 
 
-def batch_conditions(processor: WAMProcessor, batch: Batch, spec: ModeSpec, action_prefix_steps: int = 0) -> Conditions:
+def batch_conditions(
+    processor: WAMProcessor,
+    batch: Batch,
+    spec: ModeSpec,
+    committed_steps: int = 0,
+    planned_steps: int = 0,
+    continuation: str = "prefix",
+) -> Conditions:
     """Return what a mode may read of recorded windows; the rest of the batch is not looked at.
 
     Args:
         processor: The model's.
         batch: Recorded windows.
         spec: The mode's row of the table.
-        action_prefix_steps: Recorded actions that count as committed already where actions are generated.
+        committed_steps: Recorded actions that count as committed already where actions are generated.
+        planned_steps: Recorded actions after them that count as planned.
+        continuation: What is made of the two.
     """
     batch = batch.to("cpu")
     known = batch.action_mask.any(-1)
     steps = torch.arange(known.shape[1])
-    visible = known.shape[1] if spec.actions is Role.GIVEN else action_prefix_steps if spec.gives_actions else 0
+    visible = known.shape[1] if spec.actions is Role.GIVEN else committed_steps if spec.gives_actions else 0
     given = known & (steps < visible)
+    planned = known & (steps >= visible) & (steps < visible + (planned_steps if spec.gives_actions else 0))
+    actions = _pad(batch.actions * ((given | planned)[..., None] & batch.action_mask), processor.max_action_dim)
     frames = batch.video.shape[3] if spec.video is Role.GIVEN else batch.num_context_frames
     return Conditions(
         video=to_unit_range(batch.video[:, :, :, :frames]),
         frame_mask=batch.frame_mask[:, :, :frames],
         frame_times=batch.frame_times,
         num_context_frames=batch.num_context_frames,
-        actions=_pad(batch.actions * (given[..., None] & batch.action_mask), processor.max_action_dim),
+        actions=actions * given[..., None],
         action_given=given,
         action_exists=_exists(processor.window, batch.embodiments)[:, : known.shape[1]],
         action_times=batch.action_times,
@@ -129,6 +149,9 @@ def batch_conditions(processor: WAMProcessor, batch: Batch, spec: ModeSpec, acti
         state_mask=_pad(batch.state_mask, processor.max_state_dim),
         prompts=batch.prompts,
         embodiments=batch.embodiments,
+        commitment=Commitment(actions=actions, committed=given, planned=planned, continuation=continuation)
+        if spec.gives_actions
+        else None,
     )
 
 
@@ -270,8 +293,9 @@ def _check_action_role(request: Request, specs: list[EmbodimentSpec], horizons: 
     if role is not Role.GIVEN and request.actions is not None:
         use = "generates them" if role is Role.GENERATE else "does not read any"
         raise ConfigError(f"actions are given, but mode {mode!r} {use}; leave them out or use mode 'forward'")
-    if role is not Role.GENERATE and request.action_prefix is not None:
-        raise ConfigError(f"action_prefix is given, but mode {mode!r} generates no actions; leave it out")
+    for what in ("committed_actions", "planned_actions"):
+        if role is not Role.GENERATE and getattr(request.before, what) is not None:
+            raise ConfigError(f"{what} are given, but mode {mode!r} generates no actions; leave them out")
 
 
 def _actions(
@@ -280,19 +304,12 @@ def _actions(
     """Return the given actions padded to the model's horizon and width, and which steps they are."""
     actions = torch.zeros(len(specs), processor.window.action_horizon, max(processor.max_action_dim, 1))
     known = torch.zeros(actions.shape[:2], dtype=torch.bool)
-    is_prefix = request.spec.actions is not Role.GIVEN
-    what, given = ("action_prefix", request.action_prefix) if is_prefix else ("actions", request.actions)
-    if given is None:
+    if request.actions is None:
         return actions, known
     names = tuple(spec.name for spec in specs)
-    rows = one_each(what, given, [spec.action_dim for spec in specs], names, ndim=2)
+    rows = one_each("actions", request.actions, [spec.action_dim for spec in specs], names, ndim=2)
     for i, (row, count) in enumerate(zip(rows, horizons, strict=True)):
-        steps = row.shape[0]
-        if is_prefix and not steps < count:
-            raise ConfigError(
-                f"action_prefix has {steps} steps; allowed: fewer than {count}, the action horizon of {names[i]!r}"
-            )
-        if not is_prefix and steps != count:
+        if (steps := row.shape[0]) != count:
             raise ConfigError(
                 f"actions have {steps} steps; allowed: exactly {count}, the action horizon of {names[i]!r}"
             )
@@ -316,44 +333,3 @@ def state_of(
             state[i, : len(row)] = row
             mask[i, : len(row)] = True
     return state, mask
-
-
-def one_each(what: str, given: Any, widths: list[int], embodiments: tuple[str, ...], *, ndim: int) -> list[Tensor]:
-    """Split `[b] ... width` into one tensor a sample, each as wide as its embodiment.
-
-    A list holds one array a sample; an array is as wide as the widest embodiment of the call.
-    """
-    if isinstance(given, list | tuple) and given and isinstance(given[0], np.ndarray | Tensor):
-        rows = [_as_float(what, row) for row in given]
-        offered = [row.shape[-1] if row.ndim else 0 for row in rows]
-    else:
-        array = _as_float(what, given)
-        array = array[None] if array.ndim == ndim else torch.atleast_1d(array)
-        rows = list(array)
-        extra = array.shape[-1] - max(widths) if array.ndim else 0
-        offered = [width + extra for width in widths]
-    if len(rows) != len(widths) or any(row.ndim != ndim for row in rows):
-        shape = "[b] ta da" if ndim == 2 else "[b] ds"
-        raise ConfigError(
-            f"{what} is {len(rows)} rows of shape {tuple(rows[0].shape) if rows else ()} for {len(widths)} samples; give {shape!r}"
-        )
-    for name, width, columns in zip(embodiments, widths, offered, strict=True):
-        if columns != width:
-            raise ConfigError(
-                f"{what} is {columns} wide; embodiment {name!r} has {width} dimensions: give exactly these"
-            )
-    return [row[..., :width] for row, width in zip(rows, widths, strict=True)]
-
-
-def _as_float(what: str, values: Any) -> Tensor:
-    try:
-        tensor = (
-            values.detach().cpu().float()
-            if isinstance(values, Tensor)
-            else torch.as_tensor(np.asarray(values, np.float32))
-        )
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{what} is no array of numbers ({error}); give float32") from error
-    if not bool(torch.isfinite(tensor).all()):
-        raise ConfigError(f"{what} holds numbers that are not finite; allowed: finite numbers in physical units")
-    return tensor

@@ -12,12 +12,14 @@ from transformers import BaseImageProcessor, CLIPVisionModel, PreTrainedModel, P
 
 from wam_video.data.processor import WAMProcessor
 from wam_video.errors import ConfigError, one_of
+from wam_video.flow.continuation import check_continuation
 from wam_video.flow.modes import MODES, POLICY_PATHS, ModeSpec, get_mode
 from wam_video.flow.scheduler import WAMScheduler, check_policy_path, check_solver, guidance_scales
 from wam_video.flow.solvers import State
 from wam_video.inference.checkpoint import CheckpointFolder
 from wam_video.inference.checks import check_components, image_context, unanswered
 from wam_video.inference.chunks import count_steps, run
+from wam_video.inference.commitment import PlanBefore
 from wam_video.inference.inputs import Conditions, Request, batch_conditions, build_conditions
 from wam_video.inference.noise import Generators, make_generators
 from wam_video.inference.outputs import WAMOutput, fit, physical_actions
@@ -122,7 +124,9 @@ class WAMPipeline(Streams, CheckpointFolder):
         prompt: str | Sequence[str] = "",
         embodiment: str | Sequence[str] | None = None,
         actions: Any = None,
-        action_prefix: Any = None,
+        committed_actions: Any = None,
+        planned_actions: Any = None,
+        continuation: str | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | Mapping[str, float] | None = None,
         solver: str | None = None,
@@ -145,7 +149,10 @@ class WAMPipeline(Streams, CheckpointFolder):
             embodiment: Name of the body, one for all or one each; may be left out where the model knows only one.
             actions: `[b] ta da` in physical units, for `forward`: exactly the model's horizon. In a batch of several
                 bodies as wide as the widest, or a list of one array each.
-            action_prefix: `[b] d da`: the first d actions, already committed, where actions are generated.
+            committed_actions: `[b] d da`: the first d actions, which are carried out while this call is made; they come back
+                as they are, and the rest goes on from them. In physical units; a list may hold another d each.
+            planned_actions: `[b] k da`: what the plan before says after them, for continuation `guided`.
+            continuation: What is made of the two: `prefix`, `guided` or `replace` (`flow.continuation`).
             num_inference_steps: Steps of the path; None, here and below: the checkpoint's own setting.
             guidance_scale: Guidance by prompt, one number or `{"video": ..., "actions": ...}`; 1 is none and costs nothing.
             solver: `euler`, `heun` or `ab2`.
@@ -174,7 +181,7 @@ class WAMPipeline(Streams, CheckpointFolder):
             prompt=prompt,
             embodiment=embodiment,
             actions=actions,
-            action_prefix=action_prefix,
+            before=self._before(committed_actions, planned_actions, continuation),
         )
         options = RunOptions(
             num_inference_steps=num_inference_steps,
@@ -190,7 +197,15 @@ class WAMPipeline(Streams, CheckpointFolder):
 
     @torch.no_grad()
     def predict(
-        self, batch: Batch, mode: str, *, policy_path: str | None = None, action_prefix_steps: int = 0, **options: Any
+        self,
+        batch: Batch,
+        mode: str,
+        *,
+        policy_path: str | None = None,
+        committed_steps: int = 0,
+        planned_steps: int = 0,
+        continuation: str | None = None,
+        **options: Any,
     ) -> WAMOutput:
         """Use the model in one of its modes on recorded windows, of which it reads only what the mode may read.
 
@@ -198,14 +213,19 @@ class WAMPipeline(Streams, CheckpointFolder):
             batch: Windows as the loader yields them; their times and masks hold, rather than the checkpoint's window.
             mode: As in `__call__`.
             policy_path: As in `__call__`.
-            action_prefix_steps: So many recorded actions count as committed where actions are generated.
+            committed_steps: So many recorded actions count as committed where actions are generated.
+            planned_steps: And so many after them as planned.
+            continuation: As in `__call__`.
             options: `num_inference_steps`, `guidance_scale`, `solver`, `generator`, `output_type` as in `__call__`.
 
         Returns:
             As `__call__`; the actions have the shape of the batch's.
         """
         spec = self._spec(mode, policy_path)
-        conditions = batch_conditions(self.processor, batch, spec, action_prefix_steps)
+        before = self._before(None, None, continuation)
+        conditions = batch_conditions(
+            self.processor, batch, spec, committed_steps, planned_steps, check_continuation(before.continuation)
+        )
         return self._generate(conditions, Mode(mode), spec, RunOptions(**options), tuple(batch.actions.shape[1:]))
 
     def _generate(
@@ -270,6 +290,10 @@ class WAMPipeline(Streams, CheckpointFolder):
             )
         path = check_policy_path(policy_path or self.scheduler.config.policy_path)
         return POLICY_PATHS[path] if known is Mode.POLICY else MODES[known]
+
+    def _before(self, committed: Any, planned: Any, continuation: str | None) -> PlanBefore:
+        name = continuation or self.scheduler.config.continuation
+        return PlanBefore(committed_actions=committed, planned_actions=planned, continuation=name)
 
     def _sampling(self, options: RunOptions) -> SamplingConfig:
         settings = self.scheduler.config

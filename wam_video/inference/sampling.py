@@ -10,6 +10,7 @@ from torch import Tensor
 
 from wam_video.data.processor import WAMProcessor
 from wam_video.errors import ConfigError
+from wam_video.flow.continuation import Continuation
 from wam_video.flow.modes import ModeSpec, PathConfig, Role
 from wam_video.flow.path import expand_clock, to_velocity
 from wam_video.flow.solvers import ACTION_AXIS, LATENT_FRAME_AXIS, ClockPattern, Clocks, State, guided
@@ -52,6 +53,8 @@ class Prepared:
     """What the network is told at every step besides the state, its clocks and the text."""
     num_chunks: int = 1
     """Chunks after the context, for a causal network."""
+    continuation: Continuation | None = None
+    """What the actions are drawn to."""
 
 
 def prepare(
@@ -87,18 +90,18 @@ def prepare(
     known = torch.nn.functional.pad(known, (0, frames - known.shape[1]))
     free = (torch.arange(frames) >= num_context) & (known if spec.video is Role.GIVEN else ~known)
     actions = processor.normalize_actions(conditions.actions, bodies)
+    commitment = conditions.commitment
+    held = conditions.action_given if commitment is None else commitment.held
     pattern = ClockPattern(
         video_free=free.to(device),
         video_held=(~known).float().to(device),
-        actions_free=(~conditions.action_given & conditions.action_exists & (spec.actions is not Role.GIVEN)).to(
-            device
-        ),
-        actions_held=(~conditions.action_given).float().to(device),
+        actions_free=(~held & conditions.action_exists & (spec.actions is not Role.GIVEN)).to(device),
+        actions_held=(~held).float().to(device),
     )
     video = torch.nn.functional.pad(encoded, (0, 0, 0, 0, 0, frames - encoded.shape[3]))
     start = State(
         video=torch.where(expand_clock(known.to(device), video, LATENT_FRAME_AXIS), video, noise_video.to(video)),
-        actions=torch.where(conditions.action_given[..., None], actions, noise_actions).to(device),
+        actions=torch.where(held[..., None], actions, noise_actions).to(device),
     )
     view_mask, past = conditions.frame_mask.any(2), slice(0, conditions.num_context_frames)
     inputs = {
@@ -118,6 +121,7 @@ def prepare(
         num_context=num_context,
         inputs=inputs,
         num_chunks=ids.count,
+        continuation=commitment and commitment.bend(processor, conditions.embodiments, noise_actions, device),
     )
 
 

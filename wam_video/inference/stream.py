@@ -19,9 +19,11 @@ from torch import Tensor
 from wam_video.errors import ConfigError, one_of
 from wam_video.flow.modes import POLICY_PATHS
 from wam_video.flow.scheduler import WAMScheduler, check_policy_path, check_solver, guidance_scales
-from wam_video.inference.inputs import embodiments_of, frames_array, model_pixels, one_each, per_sample, state_of
+from wam_video.inference.commitment import PlanBefore
+from wam_video.inference.inputs import embodiments_of, frames_array, model_pixels, per_sample, state_of
 from wam_video.inference.noise import Generators, make_generators
 from wam_video.inference.outputs import WAMOutput
+from wam_video.inference.per_row import one_each
 from wam_video.inference.sampling import SamplingConfig
 from wam_video.inference.stream_chunks import ChunkMemory
 from wam_video.inference.stream_window import Decision, Observation, StreamSetup, Text, WindowMemory
@@ -111,7 +113,7 @@ class StreamSession:
         )
         self._sizes.update(dict.fromkeys(chosen, _size(array)))
 
-    def act(
+    def act(  # noqa: PLR0913 - as of the pipeline's call
         self,
         *,
         rows: Rows = None,
@@ -121,6 +123,9 @@ class StreamSession:
         generator: Generators = None,
         output_type: str = "np",
         decode: bool = True,
+        committed_actions: Any = None,
+        planned_actions: Any = None,
+        continuation: str | None = None,
     ) -> WAMOutput:
         """Say what to do from the last frame on. Nothing of it is remembered but the plan, as what is carried out by default.
 
@@ -132,6 +137,10 @@ class StreamSession:
             generator: As in `WAMPipeline.__call__`: a generator or seed, or a list of one a row.
             output_type: `np` or `pt`.
             decode: Whether to decode the video of a path that makes it; that takes longer than acting.
+            committed_actions: `[n] d da`: what is carried out from now on while this decision is made; as in
+                `WAMPipeline.__call__`, like the two below.
+            planned_actions: `[n] k da`: the rest of the plan before.
+            continuation: `prefix`, `guided` or `replace`.
 
         Returns:
             Actions float32 `n ta da` in physical units, the first of which begins now: a chunk's, less those that are past
@@ -163,6 +172,11 @@ class StreamSession:
             ),
             generators=make_generators(generator, len(chosen)),
             decode=decode,
+            before=PlanBefore(
+                committed_actions=committed_actions,
+                planned_actions=planned_actions,
+                continuation=continuation or config["continuation"],
+            ),
         )
         out = self._memory.act(order)
         if output_type == "pt":

@@ -12,8 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from wam_video.errors import ConfigError
+from wam_video.flow.continuation import Continuation
 from wam_video.flow.modes import Role, path_grid
 from wam_video.flow.solvers import ClockPattern, State, sample
+from wam_video.inference.commitment import Commitment
 from wam_video.inference.inputs import horizon
 from wam_video.inference.noise import draw_noise
 from wam_video.inference.outputs import WAMOutput
@@ -181,56 +183,75 @@ class ChunkMemory(StreamRows):
                 raise ConfigError(
                     f"row {index} has carried out all actions of its chunk; observe the frames that complete it before act()"
                 )
-        start, pattern, given = self._start(order)
+        start, pattern, commitment, bend = self._start(order)
         inputs = self.inputs(rows, 0 if start.video is None else start.video.shape[3]) | {"image_embeds": None}
         inputs |= {"cache": self._cache and self._cache.part(self.places(rows)), "num_context": 0}
         inputs |= {"action_times": self.action_times(rows).to(setup.device), **self.states(rows)}
         field = VelocityField(self._network, inputs, None, setup.guidance, guided=setup.guided)
         grid = path_grid(order.spec, order.sampling.path)
-        end = sample(field, start, pattern, grid, solver=order.sampling.solver)
+        end = sample(field if bend is None else bend.field(field), start, pattern, grid, solver=order.sampling.solver)
         video = None
         if order.shows and end.video is not None:
             video = self._decode(rows, end.video)
         assert end.actions is not None, "a policy generates actions"
-        return WAMOutput(actions=self._physical(rows, end.actions, given), video=video)
+        return WAMOutput(actions=self._physical(rows, end.actions, commitment), video=video)
 
-    def _start(self, order: Decision) -> tuple[State, ClockPattern, Float[Tensor, "n ta da"]]:
-        """Return noise, and the actions that are carried out already, which are given; NaN where they are not."""
-        rows, rule = order.rows, self._network.attention
+    def _start(self, order: Decision) -> tuple[State, ClockPattern, Commitment, Continuation | None]:
+        """Return noise, and the actions that are carried out already or committed, which are given."""
+        rows, rule, setup = order.rows, self._network.attention, self._setup
         first = self._rows[rows[0]]
         assert first.tail is not None, "a row that acts has observed"
         unseen = order.spec.video is Role.ABSENT or (
             order.spec.video is Role.UNKNOWN and rule.actions_see_video == "observed"
         )
-        frames, device = 0 if unseen else rule.chunk_frames, self._setup.device
+        frames, device = 0 if unseen else rule.chunk_frames, setup.device
         past = first.rhythm.context  # the pipeline draws noise for the whole window: so a session begins as it does
         shape = (*first.tail.shape[:2], past + frames, *first.tail.shape[3:])
-        width = max(self._setup.processor.max_action_dim, 1)
+        width = max(setup.processor.max_action_dim, 1)
         noise_video, noise_actions = draw_noise(order.generators, shape, (first.rhythm.per, width))
-        given = torch.full_like(noise_actions, torch.nan)
-        for place, index in enumerate(rows):
-            executed = self._rows[index].executed
-            if executed is not None:
-                given[place, : len(executed)] = executed[: first.rhythm.per]
-        known = ~given.isnan().any(-1)
-        normal = self._setup.processor.normalize_actions(given.nan_to_num(), self._setup.bodies(rows))
+        plan, names = self._plan_before(order), [setup.embodiments[row] for row in rows]
+        normal = setup.processor.normalize_actions(plan.actions, setup.bodies(rows))
         free = torch.ones(len(rows), frames, dtype=torch.bool)
         pattern = ClockPattern(
             video_free=free.to(device),
             video_held=torch.zeros(free.shape, device=device),
-            actions_free=(~known & self.exists(rows)).to(device),
-            actions_held=(~known).float().to(device),
+            actions_free=(~plan.held & self.exists(rows)).to(device),
+            actions_held=(~plan.held).float().to(device),
         )
-        actions = torch.where(known[..., None], normal, noise_actions)
-        return State(video=noise_video[:, :, :, past:].to(device), actions=actions.to(device)), pattern, given
+        actions = torch.where(plan.held[..., None], normal, noise_actions)
+        state = State(video=noise_video[:, :, :, past:].to(device), actions=actions.to(device))
+        return state, pattern, plan, plan.bend(setup.processor, names, noise_actions, device)
+
+    def _plan_before(self, order: Decision) -> Commitment:
+        """Return what is known of the whole chunk: the actions that are past, then those that the caller says."""
+        rows, per = order.rows, self._rows[order.rows[0]].rhythm.per
+        names = tuple(self._setup.embodiments[row] for row in rows)
+        left = [horizon(self._window, name) - self._rows[i].done for i, name in zip(rows, names, strict=True)]
+        told = order.before.rows(
+            names, self._setup.processor, [min(x, per - self._rows[i].done) for i, x in zip(rows, left, strict=True)]
+        )
+        actions = torch.full_like(told.actions[:, :per], torch.nan)
+        planned = torch.zeros(actions.shape[:2], dtype=torch.bool)
+        for place, index in enumerate(rows):
+            row = self._rows[index]
+            if row.executed is not None:
+                actions[place, : len(row.executed)] = row.executed[:per]
+            ahead = slice(row.done, per)
+            known = (told.committed | told.planned)[place, : per - row.done]
+            actions[place, ahead] = torch.where(
+                known[:, None], told.actions[place, : per - row.done], actions[place, ahead]
+            )
+            planned[place, ahead] = told.planned[place, : per - row.done]
+        committed = ~actions.isnan().any(-1) & ~planned
+        return replace(told, actions=actions.nan_to_num(), committed=committed, planned=planned)
 
     def _physical(
-        self, rows: Sequence[int], actions: Float[Tensor, "n ta da"], given: Float[Tensor, "n ta da"]
+        self, rows: Sequence[int], actions: Float[Tensor, "n ta da"], known: Commitment
     ) -> Float[Tensor, "n ta da"]:
         """Remember the plan and return what of it is not past, in the robots' units."""
         processor, names = self._setup.processor, self._setup.embodiments
         actions = processor.denormalize_actions(actions.float().cpu(), self._setup.bodies(rows))
-        actions = torch.where(given.isnan(), actions, given)
+        actions = torch.where(known.committed[..., None], known.actions, actions)
         left = []
         for place, index in enumerate(rows):
             plan = actions[place, : min(actions.shape[1], horizon(self._window, names[index]))]

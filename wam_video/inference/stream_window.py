@@ -5,7 +5,7 @@ the pixels; `act` does what a call of the pipeline does. The session's side is t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from wam_video.data.schema import EmbodimentSpec
 from wam_video.errors import ConfigError
 from wam_video.flow.modes import ModeSpec, path_grid
 from wam_video.inference.chunks import run
+from wam_video.inference.commitment import PlanBefore
 from wam_video.inference.inputs import Conditions, horizon, view_mask_of
 from wam_video.inference.outputs import WAMOutput, physical_actions
 from wam_video.inference.sampling import SamplingConfig, decode_future, prepare
@@ -97,6 +98,7 @@ class Decision:
     sampling: SamplingConfig
     generators: list[torch.Generator]
     decode: bool
+    before: PlanBefore = field(default_factory=PlanBefore)
 
     @property
     def shows(self) -> bool:
@@ -209,7 +211,7 @@ class WindowMemory:
         Returns:
             Actions from the last frame on, as tensors; the video if the path makes it and it is asked for.
         """
-        setup, conditions = self._setup, self._conditions(order.rows)
+        setup, conditions = self._setup, self._conditions(order)
         rows = torch.tensor(order.rows, device=self._text[0].device)
         texts = self._text[0][rows], None if self._text[1] is None else self._text[1][rows]
         prepared = prepare(
@@ -227,11 +229,12 @@ class WindowMemory:
         video = decode_future(setup.codec, prepared, end, conditions).cpu() if order.shows else None
         return WAMOutput(actions=physical_actions(setup.processor, end.actions, conditions), video=video)
 
-    def _conditions(self, rows: Sequence[int]) -> Conditions:
-        window, setup = self._window, self._setup
+    def _conditions(self, order: Decision) -> Conditions:
+        window, setup, rows = self._window, self._setup, order.rows
         names = tuple(setup.embodiments[row] for row in rows)
         video, known = zip(*(self._context(row) for row in rows), strict=True)
-        actions = torch.zeros(len(rows), window.action_horizon, max(setup.processor.max_action_dim, 1))
+        horizons = [horizon(window, name) for name in names]
+        commitment = order.before.rows(names, setup.processor, horizons)
         steps = torch.arange(window.action_horizon)
         rates = [setup.processor.spec(name).action_rate for name in names]
         return Conditions(
@@ -239,14 +242,15 @@ class WindowMemory:
             frame_mask=torch.stack(known)[:, None] & self._views[list(rows)][:, :, None],
             frame_times=torch.from_numpy(window.frame_times()).float().expand(len(rows), -1),
             num_context_frames=window.num_context_frames,
-            actions=actions,
-            action_given=torch.zeros(actions.shape[:2], dtype=torch.bool),
-            action_exists=steps[None] < torch.tensor([horizon(window, name) for name in names])[:, None],
+            actions=commitment.actions * commitment.committed[..., None],
+            action_given=commitment.committed,
+            action_exists=steps[None] < torch.tensor(horizons)[:, None],
             action_times=torch.stack([torch.from_numpy(window.action_times(rate)).float() for rate in rates]),
             state=torch.stack([state for state in (self._rows[row].state for row in rows) if state is not None]),
             state_mask=torch.stack([mask for mask in (self._rows[row].state_mask for row in rows) if mask is not None]),
             prompts=("",) * len(rows),  # encoded already
             embodiments=names,
+            commitment=commitment,
         )
 
     def _context(self, index: int) -> tuple[Float[Tensor, "v 3 f h w"], Bool[Tensor, " f"]]:

@@ -4,19 +4,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from wam_video.flow.density import NUM_UNIFORMS, DensityConfig, draw_clocks, draw_history
+from wam_video.errors import ConfigError
+from wam_video.flow.density import NUM_UNIFORMS, DensityConfig, draw_clocks, draw_history, draw_prefix
 from wam_video.flow.path import expand_clock, interpolate
 from wam_video.flow.solvers import LATENT_FRAME_AXIS, State
 from wam_video.models.chunks import ChunkIds, History
 from wam_video.models.masks import AttentionConfig
 
 
-def num_uniforms(attention: AttentionConfig, chunks: int) -> int:
-    """Return how many uniform numbers a window takes: a draw, one for the prompt, and for chunks two more each and draws."""
-    return NUM_UNIFORMS + 1 + ((chunks - 1) * NUM_UNIFORMS + 2 * chunks if attention.causal else 0)
+def num_uniforms(attention: AttentionConfig, chunks: int, density: DensityConfig) -> int:
+    """Return how many uniform numbers a window takes.
+
+    A draw, one for the prompt, for chunks two more each and draws; two more a chunk for prefixes, if there are any, so that without them
+    every draw stays as it was.
+    """
+    more = (chunks - 1) * NUM_UNIFORMS + 2 * chunks if attention.causal else 0
+    return NUM_UNIFORMS + 1 + more + (2 * chunks if density.prefix else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +33,14 @@ class ChunkClocks:
     actions: Float[Tensor, "b chunks"]
     history: Float[Tensor, "b chunks"]
     """Of the clean copy of each chunk but the last, that of the context first."""
+    prefix: Int[Tensor, "b chunks"]
+    """Actions of each chunk that are committed, at clock 0."""
 
     def at(self, t_video: Float[Tensor, " b"], t_action: Float[Tensor, " b"]) -> "ChunkClocks":
-        """Return these clocks for all chunks, with clean copies at 0."""
+        """Return these clocks for all chunks, with clean copies at 0 and nothing committed."""
         video, actions = (t[:, None].expand_as(self.video) for t in (t_video, t_action))
-        return ChunkClocks(video=video, actions=actions, history=torch.zeros_like(self.history))
+        history, prefix = torch.zeros_like(self.history), torch.zeros_like(self.prefix)
+        return ChunkClocks(video=video, actions=actions, history=history, prefix=prefix)
 
     def of_frames(self, chunks: ChunkIds, frames: int) -> Float[Tensor, "b t"]:
         """Return the clock of each of the first latent frames."""
@@ -41,8 +50,18 @@ class ChunkClocks:
         return by_chunk[:, chunks.frames[0, :frames]]
 
     def of_actions(self, count: int) -> Float[Tensor, "b ta"]:
-        """Return the clock of each action."""
-        return self.actions.repeat_interleave(count // self.actions.shape[1], dim=1)
+        """Return the clock of each action.
+
+        Raises:
+            ConfigError: A whole chunk would be committed.
+        """
+        per = count // self.actions.shape[1]
+        if per and (longest := int(self.prefix.max())) >= per:
+            raise ConfigError(
+                f"a prefix of {longest} actions leaves nothing of a chunk of {per}; allowed for density.prefix_max: below {per}"
+            )
+        committed = (torch.arange(per) < self.prefix[..., None]).flatten(1)
+        return torch.where(committed, 0.0, self.actions.repeat_interleave(per, dim=1))
 
 
 def chunk_clocks(
@@ -52,13 +71,17 @@ def chunk_clocks(
     first, rest = uniforms[:, :NUM_UNIFORMS], uniforms[:, NUM_UNIFORMS + 1 :]
     later = rest[:, : (chunks - 1) * NUM_UNIFORMS].unflatten(1, (chunks - 1, NUM_UNIFORMS)).unbind(1)
     drawn = [draw_clocks(density, each, has_actions) for each in (first, *later)]
-    history = torch.zeros(len(uniforms), chunks)
+    history, prefix = torch.zeros(len(uniforms), chunks), torch.zeros(len(uniforms), chunks, dtype=torch.long)
+    if density.prefix:
+        rest, last = rest[:, : -2 * chunks], rest[:, -2 * chunks :]
+        prefix = draw_prefix(density, last.unflatten(1, (chunks, 2)))
     if rest.shape[1]:
         history = draw_history(density, rest[:, -2 * chunks :].unflatten(1, (chunks, 2)))
     return ChunkClocks(
         video=torch.stack([video for video, _ in drawn], dim=1),
         actions=torch.stack([actions for _, actions in drawn], dim=1),
         history=history,
+        prefix=prefix,
     )
 
 

@@ -260,7 +260,7 @@ class Sampler:
         """Draw each window's uniform numbers and noise; context frames need noise only where they are missing or noisy."""
         missing = ~frame_mask[:, :, :num_context].any(dim=1).all(dim=1)
         missing = missing | (self._config.density.noisy_history > 0)
-        uniforms = torch.empty(len(batch), num_uniforms(self._config.attention, chunks))
+        uniforms = torch.empty(len(batch), num_uniforms(self._config.attention, chunks, self._config.density))
         if clean.actions is None or clean.video is None:
             raise ValueError("noise is drawn for both modalities, before either is left out")
         actions = torch.empty(clean.actions.shape)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from wam_video.errors import ConfigError
-from wam_video.flow.density import NUM_UNIFORMS, DensityConfig, draw_clocks
+from wam_video.flow.density import NUM_UNIFORMS, DensityConfig, draw_clocks, draw_prefix
 
 N = 20_000
 
@@ -75,3 +75,10 @@ def test_asynchronous_actions_are_uniform_and_the_video_is_further_on_the_noisy_
     rest = (video - action) / (1 - action)
     assert (video >= action).all()
     assert abs(action.mean() - 0.5) < 0.01 and abs(rest.mean() - 0.6) < 0.01  # the mean of Beta(1.5, 1)
+
+
+def test_prefixes_are_as_frequent_and_as_long_as_asked_for() -> None:
+    uniforms = torch.rand(N, 1, 2, generator=torch.Generator().manual_seed(0))
+    lengths = draw_prefix(DensityConfig(prefix=0.6, prefix_max=3), uniforms)
+    counts = torch.bincount(lengths.flatten(), minlength=4) / N
+    torch.testing.assert_close(counts, torch.tensor([0.4, 0.2, 0.2, 0.2]), atol=0.01, rtol=0)

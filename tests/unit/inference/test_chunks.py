@@ -115,7 +115,7 @@ def test_what_must_be_seen_moves_the_actions() -> None:
 def test_committed_actions_stay_and_guidance_counts() -> None:
     pipe = pipeline("open")
     prefix = np.random.default_rng(3).normal(size=(2, 3, 2)).astype(np.float32)
-    out = pipe(**request("policy", action_prefix=prefix)).actions
+    out = pipe(**request("policy", committed_actions=prefix)).actions
     np.testing.assert_allclose(out[:, :3].numpy(), prefix, atol=1e-4)
     plain, guided = (pipe(**request("joint", guidance_scale=scale)) for scale in (1.0, 3.0))
     assert not torch.allclose(plain.video, guided.video) and bool(guided.video.isfinite().all())

@@ -83,7 +83,7 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
 def test_committed_actions_come_back_and_a_call_is_a_prediction() -> None:
     pipe = tiny_policy()
     batch = windows(pipe.processor, 2)
-    made = act(pipe, batch, action_prefix_steps=1)
+    made = act(pipe, batch, committed_steps=1)
     torch.testing.assert_close(made[:, :1], batch.actions[:, :1])
     video = batch.video[:, :, :, : batch.num_context_frames].movedim(2, -1).numpy()
     options = {"generator": [0, 1], "num_inference_steps": 10, "output_type": "pt"}

@@ -44,8 +44,8 @@ def chunk(steps: int = 4, width: int = 2) -> np.ndarray:
         ("forward", {"actions": np.zeros((2, 4, 2))}, "actions is 2 rows .* for 1 samples"),
         ("inverse", {"actions": chunk(), "video": FRAMES.repeat(2, axis=1)}, "mode 'inverse' generates them"),
         ("video", {"actions": chunk()}, "mode 'video' does not read any"),
-        ("video", {"action_prefix": chunk(1)}, "mode 'video' generates no actions"),
-        ("policy", {"action_prefix": chunk(4)}, "action_prefix has 4 steps; allowed: fewer than 4"),
+        ("video", {"committed_actions": chunk(1)}, "mode 'video' generates no actions"),
+        ("policy", {"committed_actions": chunk(4)}, "committed_actions has 4 steps; allowed: fewer than 4"),
         ("policy", {"state": np.zeros(3)}, "state is 3 wide; embodiment 'arm' has 2"),
         (
             "inverse",

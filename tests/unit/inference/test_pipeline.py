@@ -181,7 +181,7 @@ def test_committed_actions_come_back_unchanged_and_change_the_rest(
     inputs = arguments(batch, "policy", slice(0, 1))
     prefix = np.array([[0.3, -0.7], [1.1, 0.2]], np.float32)
     calls = recorded_calls(pipeline, monkeypatch)
-    with_prefix = pipeline("policy", **inputs, action_prefix=prefix, generator=0).actions
+    with_prefix = pipeline("policy", **inputs, committed_actions=prefix, generator=0).actions
     assert calls[0]["t_action"].tolist() == [[0.0, 0.0, 1.0, 1.0]]
     without = pipeline("policy", **inputs, generator=0).actions
     np.testing.assert_array_equal(with_prefix[0, :2], prefix)

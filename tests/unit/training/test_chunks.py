@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.unit.training.fakes import MODEL, FakeFeed, tiny_config, tiny_trainer
+from wam_video.errors import ConfigError
 from wam_video.flow.density import DensityConfig
 from wam_video.flow.loss import LossConfig
 from wam_video.models.masks import AttentionConfig
@@ -113,3 +114,23 @@ def test_later_chunks_have_the_state_at_their_start() -> None:
     assert sample.state[0, 1].eq(0).all() and sample.state[1, 1].ne(0).any()
     none = sampler({"pattern": "bidirectional"})(with_later, CPU)
     assert none.state.ndim == 2  # one chunk has one state
+
+
+@pytest.mark.parametrize("rule", [TWO, {"pattern": "bidirectional"}])
+def test_committed_actions_are_given_unscored_and_leave_the_rest_as_it_was(rule: dict[str, Any]) -> None:
+    batch = FakeFeed().batch(list(range(64)))
+    plain, committed = (sampler(rule, prefix=share, prefix_max=1)(batch, CPU).noisy for share in (1e-9, 0.7))
+    assert committed.clocks.actions is not None and committed.action_mask is not None
+    real = plain.action_mask.any(-1)  # type: ignore[union-attr] - there are actions
+    given = (committed.clocks.actions == 0) & real
+    assert 0.5 < given[real[:, 0], 0].float().mean() < 0.9, "the first action of a chunk, as often as asked for"
+    assert not given[:, 1].any()
+    assert torch.equal(committed.x_t.actions[given], committed.clean.actions[given])  # type: ignore[index]
+    assert not committed.action_mask[given].any(), "nothing is to be learnt of them"
+    for a, b in ((plain.x_t.actions, committed.x_t.actions), (plain.action_mask, committed.action_mask)):
+        assert torch.equal(a[~given], b[~given])  # type: ignore[index]
+
+
+def test_a_prefix_as_long_as_a_chunk_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"allowed for density\.prefix_max: below 2"):
+        sampler(prefix=1.0, prefix_max=3)(FakeFeed().batch(list(range(16))), CPU)
