@@ -251,3 +251,34 @@ def test_a_gymnasium_environment_is_mapped_by_a_file(tmp_path: Path) -> None:
     file.write_text(MAPPING.replace("top: pixels", "top: pixel"))
     with pytest.raises(ConfigError, match="Did you mean 'pixels'"):
         open_environment("gym:gym_pusht/PushT-v0", (40, 40), mapping=str(file))
+
+
+def test_decisions_overlap_with_actions_and_late_ones_are_counted(model: Path, tmp_path: Path) -> None:
+    common = (
+        "--model",
+        model,
+        "--env",
+        "line",
+        "--episodes",
+        2,
+        "--films",
+        0,
+        "--controls",
+        "--latency",
+        1,
+        "--execute",
+        2,
+    )
+    facts = {}
+    for name, more in {
+        "prefix": ("--real-time",),
+        "free": ("--real-time", "--no-prefix"),
+        "guided": ("--continuation", "guided", "--blend", 1),
+        "late": ("--late-share", 1, "--late-steps", 2, "--late", "hold"),
+    }.items():
+        assert _run(*common, *more, "--max-steps", 12, "--output", tmp_path / name) == 0
+        facts[name] = _record(tmp_path / name)["policies"][0]["real_time"]
+    assert facts["prefix"]["seams"] > 0 and facts["prefix"]["seam_jump"] != facts["free"]["seam_jump"]
+    assert "late" not in facts["prefix"] and facts["late"]["late"] > 0
+    assert facts["late"]["held"] > facts["prefix"]["held"]
+    assert _run(*common, "--continuation", "guide", "--output", tmp_path / "x") == 2

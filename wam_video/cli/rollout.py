@@ -5,15 +5,20 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wam_video.cli.command import DONE, quiet_libraries, run
 from wam_video.cli.options import check_output, parse_named, parse_options, parse_size, show_progress, torch_device
 from wam_video.log import setup_logging
 
+if TYPE_CHECKING:
+    from wam_video.evaluation.real_time import RealTimeOptions
+
 _EXAMPLE = """\
 examples:
   wam-video rollout --model model_cards/wam-tiny-pusht --env pusht --episodes 20 --output runs/pusht
   wam-video rollout --model A=runs/a/export --model B=runs/b/export --env metaworld:easy --episodes 25 --output runs/ab
+  wam-video rollout --model model_cards/wam-tiny-pusht --env pusht --latency 2 --real-time --continuation guided --output runs/rtc
   wam-video rollout --model runs/mine/export --env gym:gym_pusht/PushT-v0 --env-option mapping=pusht.gym.yaml --output runs/gym
 
 Figures mean something only next to the controls; --episodes decides what may be claimed."""
@@ -94,6 +99,7 @@ def _add_how(result: argparse.ArgumentParser) -> None:
         metavar="S",
         help="throw away decisions that take longer, by the clock (use with --rows 1)",
     )
+    _add_real_time(result)
     disturbances = {
         "camera": "picture moved; at 1 by up to an eighth, 15 degrees and 15 %% in scale",
         "light": "brighter or darker and tinted; at 1 by up to 50 %% and 20 %%",
@@ -110,6 +116,34 @@ def _add_how(result: argparse.ArgumentParser) -> None:
     )
     add("--seed", type=int, default=1000, metavar="N", help="of the starts and the noise (default 1000)")
     add("--device", metavar="DEVICE", help="cpu, cuda, ... (default: cuda where there is one)")
+
+
+def _add_real_time(result: argparse.ArgumentParser) -> None:
+    add = result.add_argument_group(
+        "real time", "decide while the body acts: the next chunk comes --latency steps later"
+    ).add_argument
+    add("--real-time", action="store_true", help="measure seams, and what follows from decisions that are late")
+    add(
+        "--continuation",
+        metavar="NAME",
+        help="how a chunk goes on from the actions carried out meanwhile: prefix, guided (RTC), replace (default: its own)",
+    )
+    add(
+        "--late-share",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="share of decisions that come later still (default 0)",
+    )
+    add("--late-steps", type=int, default=4, metavar="N", help="by so many actions (default 4)")
+    add("--late", default="continue", metavar="WHAT", help="until they come: hold, continue (default) or slow")
+    add(
+        "--blend",
+        type=int,
+        default=0,
+        metavar="N",
+        help="actions over which a chunk goes over into the next (default 0)",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -143,6 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         num_inference_steps=a.steps,
         policy_path=a.path,
         condition_on_committed=not a.no_prefix,
+        continuation=a.continuation,
         device=torch_device(a.device),
     )
     config = RolloutConfig(
@@ -154,6 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         size=None if a.size is None else parse_size(a.size),
         loop=loop,
         options=options,
+        real_time=_real_time(a),
         against=tuple(a.against),
     )
     given = sys.argv[1:] if argv is None else list(argv)
@@ -162,6 +198,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     record, page = write(rollouts, a.output)
     print("\n".join([*summary(rollouts), str(record), str(page)]))
     return DONE
+
+
+def _real_time(a: argparse.Namespace) -> "RealTimeOptions | None":
+    from wam_video.evaluation.real_time import RealTimeOptions
+    from wam_video.flow.continuation import check_continuation
+
+    if a.continuation is not None:
+        check_continuation(a.continuation)
+    if not (a.real_time or a.late_share or a.blend):
+        return None
+    return RealTimeOptions(late=a.late, late_share=a.late_share, late_steps=a.late_steps, blend=a.blend)
 
 
 if __name__ == "__main__":

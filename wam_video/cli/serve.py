@@ -70,6 +70,11 @@ def _add_policy(result: argparse.ArgumentParser) -> None:
         metavar="WHAT",
         help="a causal network misses frames between two requests: restart its memory (default), or refuse",
     )
+    add(
+        "--continuation",
+        metavar="NAME",
+        help="how a chunk goes on from the actions that a request says are 'committed': prefix, guided, replace (default: its own)",
+    )
     add("--seed", type=int, default=0, metavar="N", help="of the noise (default 0)")
     add("--device", metavar="DEVICE", help="cpu, cuda, ... (default: cuda where there is one)")
 
@@ -182,6 +187,7 @@ def _configs(a: argparse.Namespace, token: str | None) -> tuple["PolicyConfig", 
         execute=a.execute,
         clip=a.clip,
         gaps=a.gaps,
+        continuation=a.continuation,
         max_sessions=a.max_sessions,
     )
     server = ServerConfig(

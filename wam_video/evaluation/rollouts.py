@@ -20,6 +20,7 @@ from wam_video.evaluation.agents import CONTROLS, Control, ModelAgent, ModelOpti
 from wam_video.evaluation.evaluate import commit, environment
 from wam_video.evaluation.films import imagination
 from wam_video.evaluation.intervals import BootstrapConfig, estimate
+from wam_video.evaluation.real_time import RealTimeAgent, RealTimeOptions, real_time
 from wam_video.evaluation.rollout import Agent, Episode, Job, LoopConfig, execution_steps, roll
 from wam_video.evaluation.success import Comparison, compare, compare_progress, paired, success_rate
 from wam_video.inference import loading
@@ -50,6 +51,8 @@ class RolloutConfig:
     """Of the frames, height and width; None: what the model reads."""
     loop: LoopConfig = field(default_factory=LoopConfig)
     options: ModelOptions = field(default_factory=ModelOptions)
+    real_time: RealTimeOptions | None = None
+    """Decide while acting, in simulated time; None: a latency is only waited for."""
     against: tuple[str, ...] = ()
     """Records of earlier runs on the same starts, to compare with."""
 
@@ -105,6 +108,8 @@ def run(config: RolloutConfig, command: str = "", on_progress: Progress = lambda
         worlds = _worlds(config, size, worlds)
         agent = ModelAgent(name, pipe, worlds[0].spec, config.options)
         facts = _model_facts(agent, loading.resolve(path), config)
+        if config.real_time is not None:
+            agent = RealTimeAgent(agent, config.loop, config.real_time)
         played.append(_play(config, worlds, agent, facts, on_progress))
     worlds = _worlds(config, size or (96, 96), worlds)
     for control in control_agents(config.controls, worlds[0]):
@@ -166,9 +171,12 @@ def _play(
         on_progress(agent.name, count, len(jobs))
 
     # a control shows what the world allows: it decides at every step and at once
-    loop = config.loop if is_model else replace(config.loop, execute=1, latency=0, deadline_s=None)
+    loop = real_time(config.loop) if isinstance(agent, RealTimeAgent) else config.loop
+    loop = loop if is_model else replace(config.loop, execute=1, latency=0, deadline_s=None)
     episodes = roll(worlds, agent, jobs, loop, on_episode=count_up)
     pace = execution_steps(agent, loop)
+    if isinstance(agent, RealTimeAgent):
+        facts = {**facts, "real_time": agent.facts()}
     succeeded = [episode.success_step is not None for episode in episodes]
     record: dict[str, Any] = {
         "name": agent.name,
@@ -208,7 +216,7 @@ def _over_tasks(episodes: Sequence[Episode], tasks: Sequence[str]) -> dict[str, 
 
 
 def _decision_times(agent: Agent) -> dict[str, Any]:
-    if not isinstance(agent, ModelAgent) or not agent.calls:
+    if not isinstance(agent, ModelAgent | RealTimeAgent) or not agent.calls:
         return {}
     seconds = [s for _, s in agent.calls]
     return {
@@ -227,6 +235,7 @@ def _model_facts(agent: ModelAgent, folder: Path, config: RolloutConfig) -> dict
         "model_hash": loading.model_hash(folder),
         "stats_hash": pipe.processor.config["stats_hash"],
         "num_parameters": sum(p.numel() for p in pipe.transformer.parameters()),
+        "continuation": config.options.continuation,
         "clocks": pipe.sampling_facts(config.options.num_inference_steps, config.options.policy_path),
     }
 

@@ -52,7 +52,8 @@ class Client:
 
         Args:
             observation: Cameras uint8 `[f] h w 3`, state, `prompt`, and `executed` if not all of the last chunk was carried
-                out: how many actions, or these actions `k da`. The caller's map stays as it is.
+                out: how many actions, or these actions `k da`; and `committed`, how many of that answer after these will be
+                while this one is made (`inference.real_time`). The caller's map stays as it is.
 
         Raises:
             DataError: The server refuses the request; the message is its own.

@@ -180,3 +180,14 @@ def test_a_warm_policy_is_as_new() -> None:
     assert warm.warm_up(3) > 0
     robot, twin = Robot(0), Robot(0)
     np.testing.assert_allclose(decide(cold, (0, robot.asks()))[0], decide(warm, (0, twin.asks()))[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("continuation", ["prefix", "guided"])
+def test_an_answer_goes_on_from_what_the_robot_is_committed_to(continuation: str) -> None:
+    served, robots = policy(continuation=continuation), [Robot(0), Robot(1)]
+    first = decide(served, (0, robots[0].asks()), (1, robots[1].asks()))
+    second = decide(served, (0, robots[0].asks(executed=1, committed=2)), (1, robots[1].asks(executed=1)))
+    np.testing.assert_array_equal(second[0][:2], first[0][1:3])
+    assert np.abs(second[1][:2] - first[1][1:3]).min() > 1e-4, "the other robot is committed to nothing"
+    (answer,) = served.decide([(0, robots[0].asks(executed=3, committed=2))])
+    assert isinstance(answer, ConfigError) and "committed is 2; the last answer has 1 actions" in str(answer)

@@ -35,7 +35,7 @@ _SPARE = re.compile(
     r"|images/\w+|state"
 )
 """What these clients send to every policy, whether it reads it or not."""
-_CONTROL = ("endpoint", "session_id", "prompt", "executed")
+_CONTROL = ("endpoint", "session_id", "prompt", "executed", "committed")
 _FAR = 10.0
 """Spans of the training data outside of it: a state so far away is in other units."""
 
@@ -71,6 +71,8 @@ class Asked:
     """Actions carried out since the last answer; None: all of it."""
     executed_actions: Float[np.ndarray, "k da"] | None = None
     """Those that really were, where the robot tells."""
+    committed: int = 0
+    """Actions of the last answer, after those carried out, that will be while this one is made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +173,7 @@ class ObservationMap:
             prompt=self._prompt(flat.get("prompt")),
             executed=_count(executed) if done is None else len(done),
             executed_actions=done,
+            committed=_count(flat.get("committed"), "committed") or 0,
         )
 
     def metadata(self, dialect: str, facts: Mapping[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
@@ -350,10 +353,10 @@ def _vector(key: str, value: Any) -> Float[np.ndarray, " n"]:
     return array.reshape(-1)
 
 
-def _count(value: Any) -> int | None:
+def _count(value: Any, what: str = "executed") -> int | None:
     if value is None:
         return None
     number = value.item() if isinstance(value, np.ndarray) else value
     if type(number) is not int or not 0 <= number <= 4096:
-        raise DataError(f"executed is {str(number)[:40]}; send how many actions were carried out since the last answer")
+        raise DataError(f"{what} is {str(number)[:40]}; send a number of actions of the last answer")
     return number

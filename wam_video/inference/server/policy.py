@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 
 from wam_video.data.video import resize
 from wam_video.errors import ConfigError, WamError, one_of
+from wam_video.flow.continuation import check_continuation
 from wam_video.inference.inputs import horizon
 from wam_video.inference.pipeline import WAMPipeline
 from wam_video.inference.server.dialects import Answer, Asked
@@ -46,6 +47,8 @@ class PolicyConfig:
     """Whether actions are kept within the range of the training data."""
     gaps: str = "restart"
     """What happens to a network that remembers when frames are missing: begin anew from those that came, or `refuse`."""
+    continuation: str | None = None
+    """How a chunk goes on from actions that a robot is committed to; None: the checkpoint's own."""
     max_sessions: int = 16
     """Robots at a time; a network that remembers keeps room for each."""
 
@@ -97,6 +100,7 @@ class Policy:
         self.config = config
         if config.gaps not in GAPS:
             raise ConfigError(one_of("--gaps", config.gaps, GAPS))
+        self._continuation = check_continuation(config.continuation or pipe.scheduler.config["continuation"])
         self.session = pipe.stream(
             embodiment=config.embodiment,
             prompt=config.prompt,
@@ -186,7 +190,7 @@ class Policy:
         each(
             requests,
             lambda row: self._rows[row].frames % self._per_chunk if self.chunks else 0,
-            lambda rows: results.update(self._act(rows, memories)),
+            lambda rows: results.update(self._act(rows, memories, requests)),
         )
         milliseconds = (perf_counter() - began) * 1000
         answers = (results[row] for row, _ in asked)
@@ -228,20 +232,40 @@ class Policy:
         for row in rows:
             self._rows[row].begun, self._rows[row].frames = True, shows[row].after
 
-    def _act(self, rows: list[int], memories: dict[int, str]) -> dict[int, Answer | Exception]:
+    def _act(
+        self, rows: list[int], memories: dict[int, str], requests: dict[int, Asked]
+    ) -> dict[int, Answer | Exception]:
         config = self.config
+        committed, planned = zip(*(self._plan_before(self._rows[row], requests[row]) for row in rows), strict=True)
+        told: dict[str, Any] = {"committed_actions": list(committed)} if any(map(len, committed)) else {}
+        if told and self._continuation == "guided":
+            told["planned_actions"] = list(planned)
         out = self.session.act(
             rows=rows,
             path=config.path,
             num_inference_steps=config.num_inference_steps,
             generator=[config.seed + self._rows[row].decisions for row in rows],
             decode=False,
+            continuation=self._continuation,
+            **told,
         )
         assert out.actions is not None, "a policy generates actions"
         chunks = np.asarray(out.actions)
         return {
             row: self._answer(self._rows[row], chunk, memories[row]) for row, chunk in zip(rows, chunks, strict=True)
         }
+
+    def _plan_before(self, row: _Row, asked: Asked) -> tuple[Float[np.ndarray, "d da"], Float[np.ndarray, "k da"]]:
+        """Return what a robot carries out while this decision is made, and what it would have done after that."""
+        given = np.zeros((0, self.spec.action_dim), np.float32) if row.given is None else row.given
+        begin = len(given) if asked.executed is None else asked.executed
+        end = begin + asked.committed
+        if asked.committed and end > len(given):
+            raise ConfigError(
+                f"committed is {asked.committed}; the last answer has {max(len(given) - begin, 0)} actions after those carried out: "
+                "say 'executed', and commit to no more than is left"
+            )
+        return (given[begin:end], given[end:]) if asked.committed else (given[:0], given[:0])
 
     def _answer(self, row: _Row, actions: Float[np.ndarray, "ta da"], memory: str) -> Answer:
         actions = np.array(actions[: self.config.execute or self.horizon, : self.spec.action_dim], np.float32)
