@@ -5,11 +5,10 @@ Under a launcher: `accelerate launch --config_file launch/accelerate/X.yaml -m w
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from wam_video.cli.command import DONE, FAILED, quiet_libraries, run
 from wam_video.config import load, to_yaml
@@ -20,6 +19,9 @@ if TYPE_CHECKING:
     from wam_video.training.build import Parts
     from wam_video.training.config import TrainConfig
     from wam_video.training.engines import Launch
+    from wam_video.training.metrics import Tracker
+    from wam_video.training.run import Callback
+    from wam_video.training.trainer import Trainer
 
 _LOG = get_logger(__name__)
 
@@ -29,7 +31,11 @@ examples:
   wam-video train configs/model/tiny.yaml configs/data/pusht.yaml optim.lr=1e-3 output_dir=runs/mine --dry-run
   accelerate launch --config_file launch/accelerate/multi_gpu.yaml -m wam_video.cli.train configs/model/tiny.yaml ...
 
-Files merge left to right, then key=value. The same command again resumes from the newest checkpoint in output_dir."""
+Files merge left to right, then key=value. The same command again resumes from the newest checkpoint in output_dir.
+
+On SIGTERM, SIGUSR1 (Slurm's warning) or Ctrl-C the run saves a checkpoint and stops, in at most health.grace_seconds.
+exit codes: 0 done, or stopped by Ctrl-C; 1 failed (one line says why); 2 the request was wrong; 70 it hung (hang-rank*.txt
+has the stacks); 75 stopped on request, start it again. After 1, 70 and 75 the same command goes on."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,6 +49,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("sources", nargs="*", metavar="CONFIG.yaml|key=value")
     result.add_argument(
         "--dry-run", action="store_true", help="print the resolved configuration and the size; write nothing"
+    )
+    result.add_argument(
+        "--watch", action="store_true", help="keep OUTPUT_DIR/watch.html up to date: open it in a browser and leave it"
     )
     return result
 
@@ -58,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _show(config)
     if not config.data.datasets:
         raise ConfigError("data.datasets is empty; give at least one, e.g. data.datasets.pusht.path=shards/pusht")
-    return _train(config)
+    return _train(config, watch=arguments.watch)
 
 
 def _show(config: "TrainConfig") -> int:
@@ -81,44 +90,80 @@ def _show(config: "TrainConfig") -> int:
     return DONE
 
 
-def _train(config: "TrainConfig") -> int:
+def _train(config: "TrainConfig", *, watch: bool) -> int:
     quiet_libraries()
-    from wam_video.training import callbacks as hooks
     from wam_video.training.engines import EngineConfig, start_engine
     from wam_video.training.feed import ShardFeed
-    from wam_video.training.metrics import open_trackers
     from wam_video.training.saving import SavingFailedError
+    from wam_video.training.stopping import StopRequest
     from wam_video.training.trainer import Trainer, TrainingFailedError
+    from wam_video.training.watchdog import Watchdog
 
-    request = _StopRequest()
+    request = StopRequest(config.health.grace_seconds)
     engine = start_engine(EngineConfig.of(config), _launch())
-    trainer = Trainer(config, ShardFeed(config.data, config.seed), engine, should_stop=request.is_made)
-    if config.eval_every:
-        trainer.validation_batches()  # a missing split is told before hours of training
-    trackers = []
-    if engine.is_main:
-        trainer.output.mkdir(parents=True, exist_ok=True)
-        (trainer.output / "config.yaml").write_text(to_yaml(config))
-        trackers = open_trackers(config.trackers, trainer.output, {"config": to_yaml(config)}, trainer.start_step)
-    _LOG.info("%s, %d parameters", engine.describe(), sum(p.numel() for p in engine.module.parameters()))
-    export_every = config.save_every if config.export_on_save else 0
-    alone = config.adapter.kind != "none" and config.adapter.export == "adapter"
-    chain = [
-        hooks.LogCallback(config.log_every),
-        *([hooks.ValidateCallback(config.eval_every)] if config.eval_every else []),
-        hooks.CheckpointCallback(config.save_every),
-        hooks.ExportCallback(_export, trainer.output / ("adapter" if alone else "model"), export_every),
-        hooks.TrackerCallback(trackers),
-    ]
+    watchdog = Watchdog(Path(config.output_dir), engine.rank, config.health.hang_seconds)
+    trainer = None
     try:
-        with request:
-            trainer.run(chain, trackers)
+        with watchdog:
+            trainer = Trainer(config, ShardFeed(config.data, config.seed), engine, should_stop=request.is_made)
+            trackers = _open_output(config, trainer)
+            _LOG.info("%s, %d parameters", engine.describe(), sum(p.numel() for p in engine.module.parameters()))
+            hooks = _callbacks(config, trackers, watch=watch)
+            with request:
+                trainer.run([hook for each in hooks for hook in (each, watchdog)], trackers)
     except (TrainingFailedError, SavingFailedError) as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
+    except Exception as error:
+        _leave_if_lost(error, engine.rank, trainer.progress.step if trainer else 0)
+        raise
     finally:
         engine.close()
-    return DONE
+    return request.exit_code if trainer.interrupted else DONE
+
+
+def _leave_if_lost(error: Exception, rank: int, step: int) -> None:
+    """End this process with one line if another one is gone; what is left of the exchange would only wait for it."""
+    from wam_video.training.health import lost_process
+
+    why = lost_process(error)
+    if why is not None:
+        print(
+            f"error: rank {rank}, after step {step}: another process of the run was lost or does not answer ({why}); start the "
+            "same command again and it goes on from the last checkpoint (a launcher does so by itself: torchrun --max-restarts N)",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(FAILED)
+
+
+def _open_output(config: "TrainConfig", trainer: "Trainer") -> "list[Tracker]":
+    """Make the folder of the run and what is written into it beside checkpoints, on the main process."""
+    from wam_video.training.metrics import open_trackers
+
+    if config.eval_every:
+        trainer.validation_batches()  # a missing split is told before hours of training
+    if not trainer.engine.is_main:
+        return []
+    trainer.output.mkdir(parents=True, exist_ok=True)
+    (trainer.output / "config.yaml").write_text(to_yaml(config))
+    return open_trackers(config.trackers, trainer.output, {"config": to_yaml(config)}, trainer.start_step)
+
+
+def _callbacks(config: "TrainConfig", trackers: "list[Tracker]", *, watch: bool) -> "list[Callback]":
+    from wam_video.evaluation.watch_page import write_watch_page
+    from wam_video.training import callbacks as hooks
+
+    alone = config.adapter.kind != "none" and config.adapter.export == "adapter"
+    model = Path(config.output_dir) / ("adapter" if alone else "model")
+    return [
+        hooks.LogCallback(config.log_every),
+        *([hooks.ValidateCallback(config.eval_every)] if config.eval_every else []),
+        hooks.CheckpointCallback(config.save_every),
+        hooks.ExportCallback(_export, model, config.save_every if config.export_on_save else 0),
+        hooks.TrackerCallback(trackers),
+        *([hooks.WatchCallback(write_watch_page, config.log_every)] if watch else []),
+    ]
 
 
 def _launch() -> "Launch":
@@ -165,32 +210,6 @@ def _export(folder: Path, parts: "Parts", config: "TrainConfig") -> None:
         image_processor=parts.image_encoder and image_processor(parts.image_encoder, config.image_encoder.fit),
     )
     pipeline.save_pretrained(folder)
-
-
-class _StopRequest:
-    """SIGTERM and SIGINT ask the run to save and stop; a second SIGINT interrupts it where it is."""
-
-    def __init__(self) -> None:
-        self._made = False
-        self._before: dict[int, Any] = {}
-
-    def is_made(self) -> bool:
-        """Say whether a signal has come."""
-        return self._made
-
-    def __enter__(self) -> "_StopRequest":
-        self._before = {number: signal.signal(number, self._make) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _make(self, number: int, _frame: object) -> None:
-        if self._made and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self._made = True
-        _LOG.info("%s: saving a checkpoint and stopping", signal.Signals(number).name)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """What happens beside the updates: logging, validation, checkpoints and export. Each is told of every step."""
 
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from wam_video.errors import WamError
 from wam_video.log import get_logger
 from wam_video.training.build import Exporter
 from wam_video.training.checkpoint import replace_folder
@@ -151,6 +153,40 @@ class TrackerCallback:
         """Close."""
         for tracker in self._trackers:
             tracker.close()
+
+
+class WatchCallback:
+    """Keep a page of the run up to date, on the main process: after a log line, if it takes less than a hundredth of the time.
+
+    Args:
+        render: Writes the page of a run's folder.
+        every: Steps between log lines.
+    """
+
+    def __init__(self, render: Callable[[Path], object], every: int) -> None:
+        self._render, self._every = render, every
+        self._took_s = 0.0
+        self._written = float("-inf")
+
+    def on_step(self, run: Run, result: StepResult) -> None:
+        """Write the page at every `every`-th step, if the last one was long enough ago."""
+        if result.step % self._every == 0 and time.monotonic() - self._written > 100 * self._took_s:
+            self._write(run)
+
+    def on_end(self, run: Run) -> None:
+        """Write how it ended."""
+        self._write(run)
+
+    def _write(self, run: Run) -> None:
+        if not run.engine.is_main:
+            return
+        began = time.monotonic()
+        try:
+            self._render(Path(run.config.output_dir))
+        except WamError as error:  # a full disk, say: no reason to stop
+            _LOG.warning("the page of the run was not written: %s", error)
+        self._written = time.monotonic()
+        self._took_s = self._written - began
 
 
 def _duration(seconds: float) -> str:

@@ -65,17 +65,18 @@ class Interval:
         engine, stretch = run.engine, run.pace.take()
         rows = torch.zeros(engine.num_processes, 6, device=engine.device)
         rows[engine.rank] = torch.tensor(_row(stretch, peak_memory(engine.device)))
+        shared = engine.data_processes / engine.num_processes  # processes that share a sample count it each
         own_s, wait_s, step_s, memory, frames, flops = zip(*engine.sum(rows).tolist(), strict=True)
         values = {
             "data_wait_share": fmean(wait_s) / seconds,
-            "frames_per_second": sum(frames) / seconds,
+            "frames_per_second": sum(frames) * shared / seconds,
             "step_s_p50": percentile(stretch.step_s, 0.5),
             "step_s_p95": percentile(stretch.step_s, 0.95),
             "memory_gb": max(memory) / 1e9,
         }
         peak = peak_flops(engine.device, run.config.health.peak_tflops)
         if peak is not None and sum(flops) > 0:
-            values["mfu"] = sum(flops) / (peak * max(sum(step_s), 1e-9))
+            values["mfu"] = sum(flops) * shared / (peak * max(sum(step_s), 1e-9))
         if engine.num_processes == 1:
             return values
         if self._stragglers is None:

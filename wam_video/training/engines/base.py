@@ -49,6 +49,8 @@ class EngineConfig:
     optimizer: str = "adamw"
     sequence_parallel: int = 1
     """Neighbouring processes that share the tokens of the same samples."""
+    collective_timeout_s: float = 1800.0
+    """How long a process waits for the others in an exchange."""
 
     @classmethod
     def of(cls, config: TrainConfig) -> "EngineConfig":
@@ -62,6 +64,7 @@ class EngineConfig:
             clip_norm=config.optim.clip_norm,
             optimizer=config.optim.name,
             sequence_parallel=config.sequence_parallel,
+            collective_timeout_s=config.health.collective_timeout_s,
         )
 
 

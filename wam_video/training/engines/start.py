@@ -4,9 +4,11 @@ Accelerate can silently be less than what was asked for (one process instead of 
 in `start_engine`), so what is really running is compared with what was wanted before anything is trained.
 """
 
+from datetime import timedelta
+
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
 from wam_video.errors import ConfigError
 from wam_video.training.engines.base import Engine, EngineConfig, Launch
@@ -25,14 +27,16 @@ def start_engine(config: EngineConfig, launch: Launch) -> Engine:
     """
     wanted = launch.engine if config.engine == "auto" else config.engine
     cpu = not torch.cuda.is_available()
+    patience = timedelta(seconds=config.collective_timeout_s)
     if cpu:
-        PartialState(cpu=True)
+        PartialState(cpu=True, timeout=patience)
     plugin = deepspeed_plugin(config) if launch.deepspeed else None
     accelerator = Accelerator(
         cpu=cpu and plugin is None,
         mixed_precision=_precision(config.mixed_precision),
         deepspeed_plugin=plugin,
         gradient_accumulation_steps=config.grad_accum if plugin is not None else 1,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=patience)],
     )
     kind = DeepSpeedEngine if accelerator.distributed_type == DistributedType.DEEPSPEED else ReplicatedEngine
     engine = kind(config, accelerator)
