@@ -172,10 +172,14 @@ def _launch() -> "Launch":
 
     from wam_video.training.engines import Launch
 
-    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    deepspeed, fsdp, offload = (
+        os.environ.get(name, "false").lower() == "true"
+        for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "FSDP_OFFLOAD_PARAMS")
+    )
     if not torch.accelerator.is_available():  # whoever imports DeepSpeed would be warned that it had to guess
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    return Launch(num_processes=int(os.environ.get("WORLD_SIZE", "1")), deepspeed=deepspeed)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    return Launch(num_processes=processes, deepspeed=deepspeed, fsdp=fsdp, offload=fsdp and offload)
 
 
 def _export(folder: Path, parts: "Parts", config: "TrainConfig") -> None:

@@ -130,13 +130,14 @@ class ExportCallback:
             self._export(run)
 
     def _export(self, run: Run) -> None:
-        if run.engine.is_main:
-            temporary = self._folder.with_name(self._folder.name + ".tmp")
-            shutil.rmtree(temporary, ignore_errors=True)
-            with run.ema.applied(), torch.no_grad():
-                self._exporter(temporary, run.parts, run.config)
-            replace_folder(temporary, self._folder)
-            _LOG.info("exported %s", self._folder)
+        with run.whole.filled(run.engine, run.ema) as parts:
+            if parts is not None:
+                temporary = self._folder.with_name(self._folder.name + ".tmp")
+                shutil.rmtree(temporary, ignore_errors=True)
+                with torch.no_grad():
+                    self._exporter(temporary, parts, run.config)
+                replace_folder(temporary, self._folder)
+                _LOG.info("exported %s", self._folder)
         run.engine.wait()
 
 

@@ -39,7 +39,7 @@ from wam_video.training.durable import FolderLock, file_hash, sync, write_json, 
 COMMIT = "COMMIT.json"
 PROTOCOL = 1
 """Of the commit; `STATE_VERSION` is that of what a checkpoint holds."""
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 POINTS = (
     *(

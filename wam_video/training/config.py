@@ -17,7 +17,16 @@ TRACKERS = ("tensorboard", "wandb", "trackio")
 FREE_ON_RESUME = (
     *("async_save", "max_failed_saves", "save_timeout_s"),
     *("steps", "max_minutes", "save_every", "keep_last", "eval_every", "eval_windows", "log_every", "trackers"),
-    *("output_dir", "num_processes", "engine", "sequence_parallel", "gradient_checkpointing", "export_on_save", "scheduler"),
+    *(
+        "output_dir",
+        "num_processes",
+        "engine",
+        "sequence_parallel",
+        "gradient_checkpointing",
+        "export_on_save",
+        "scheduler",
+    ),
+    "fsdp",
     "adapter.export",
     *("health.straggler_ratio", "health.straggler_intervals", "health.hang_seconds", "health.collective_timeout_s"),
     *("health.grace_seconds", "health.peak_tflops"),
@@ -213,6 +222,23 @@ class EMAConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FSDPConfig:
+    """How the fsdp engine cuts the weights up."""
+
+    shard_size: int = 0
+    """Processes that share one copy of the weights; several such groups have copies of each other (hybrid sharding), so that
+    weights are gathered inside a machine and only gradients cross. 0: all processes are one group."""
+    cpu_offload: bool = False
+    """Keep weights, gradients and optimizer state on the CPU, and update there; a block's weights come while it computes."""
+    reshard_after_forward: bool = True
+    """Drop a block's gathered weights until its backward pass; false is faster and takes the memory of all of them."""
+
+    def __post_init__(self) -> None:
+        if self.shard_size < 0:
+            raise ConfigError(f"fsdp.shard_size is {self.shard_size}; allowed: 0 (all processes) or more")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Everything that a run is made of; `configs/train/*.yaml` hold the differences."""
 
@@ -251,7 +277,8 @@ class TrainConfig:
     """`bf16`, `no`, or `auto`: bf16 where the device has it."""
     gradient_checkpointing: bool = False
     engine: str = "auto"
-    """What must carry the run: `single`, `ddp`, `deepspeed`, or `auto`: whatever it was launched with."""
+    """What must carry the run: `single`, `ddp`, `deepspeed`, `fsdp`, or `auto`: whatever it was launched with."""
+    fsdp: FSDPConfig = field(default_factory=FSDPConfig)
     num_processes: int | None = None
     """How many processes there must be; None: whatever it was launched with."""
     sequence_parallel: int = 1
@@ -302,7 +329,7 @@ class TrainConfig:
             ("network", tuple(NETWORKS)),
             ("normalization", ("quantile", "mean_std", "min_max")),
             ("mixed_precision", ("auto", "no", "bf16")),
-            ("engine", ("auto", "single", "ddp", "deepspeed")),
+            ("engine", ("auto", "single", "ddp", "deepspeed", "fsdp")),
         ):
             if getattr(self, name) not in allowed:
                 raise ConfigError(one_of(name, getattr(self, name), allowed))

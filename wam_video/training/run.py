@@ -16,6 +16,7 @@ from wam_video.training.pace import Pace
 from wam_video.training.sample import Sampler
 from wam_video.training.state import Progress
 from wam_video.training.tally import Tally
+from wam_video.training.whole import WholeParts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,7 @@ class Run(Protocol):
     engine: Engine
     parts: Parts
     ema: EMA
+    whole: WholeParts
     sampler: Sampler
     prediction_kinds: tuple[PredictionType, PredictionType]
     """What the trained module puts out for video and for actions."""

@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from wam_video.errors import CheckpointError
 from wam_video.training.checkpoint import STATE_VERSION, read_state
 from wam_video.training.ema import EMA
 from wam_video.training.engines import Engine
-from wam_video.training.engines.deepspeed import DeepSpeedEngine
+from wam_video.training.pieces import AVERAGE, BUFFER, WEIGHT, Pieces, check_shapes, key_of
 from wam_video.training.saving import Contents, Files
 
 
@@ -37,6 +36,8 @@ class Progress:
 def snapshot(engine: Engine, ema: EMA, progress: Progress, facts: dict[str, Any]) -> Files:
     """Return the files that this process has to write, copied, so that training may go on; every process calls it.
 
+    Each writes the fragments that it owns. What all have whole, such as buffers, the main process writes.
+
     Args:
         engine: Holds the trained module and the optimizer.
         ema: The average of the weights.
@@ -44,99 +45,106 @@ def snapshot(engine: Engine, ema: EMA, progress: Progress, facts: dict[str, Any]
         facts: JSON-able: the configuration and the fingerprint of the data.
     """
     files: dict[str, Contents] = {f"rng-{engine.rank}.json": _random_state()}
+    tensors = _owned(engine, ema)
     if engine.is_main:
-        files["model.safetensors"] = _module_tensors(engine.module)
-        files["ema.safetensors"] = _contiguous(ema.state_dict())
+        buffers = dict(engine.module.named_buffers())
+        tensors["model"] |= {f"{name}/{BUFFER}": _copy(value) for name, value in buffers.items()}
         run = {"version": STATE_VERSION, "num_processes": engine.num_processes, "engine": engine.kind}
-        files["state.json"] = {**run, **asdict(progress), **facts}
-    if engine.is_main or engine.kind == "deepspeed":
-        files[_optimizer_file(engine)] = _optimizer_tensors(engine)
+        files["state.json"] = {**run, "shapes": _shapes(engine), **asdict(progress), **facts}
+    for kind, contents in tensors.items():
+        if contents:
+            files[f"{kind}-{engine.rank:05d}.safetensors"] = contents
     return files
 
 
 def load(folder: Path, engine: Engine, ema: EMA) -> Progress:
-    """Put a verified checkpoint back; every process calls it.
+    """Put a verified checkpoint back, whatever engine and however many processes wrote it; every process calls it.
 
     Raises:
-        CheckpointError: It does not fit the model, or DeepSpeed's shards do not fit the processes.
+        CheckpointError: It does not fit the model, or is of an older version's DeepSpeed.
     """
     state = read_state(folder)
-    if engine.kind != state["engine"] and "deepspeed" in (engine.kind, state["engine"]):
+    if state["version"] == 1 and state["engine"] == "deepspeed":
         raise CheckpointError(
-            f"checkpoint {folder} was written under {state['engine']!r}, not {engine.kind!r}; launch it as before"
+            f"checkpoint {folder} holds DeepSpeed's own shards, as versions before 2 wrote them; finish the run with the version "
+            "it was started with, or start from its exported weights (init_from)"
         )
-    if engine.kind == "deepspeed" and engine.num_processes != state["num_processes"]:
-        raise CheckpointError(
-            f"checkpoint {folder} holds DeepSpeed shards of {state['num_processes']} processes, not {engine.num_processes}; "
-            "launch as many as before"
-        )
-    weights = load_file(folder / "model.safetensors")
-    own = _named(engine.module)
-    if weights.keys() != own.keys() or any(weights[k].shape != own[k].shape for k in own):
-        names = sorted(weights.keys() ^ own.keys()) or [k for k in own if weights[k].shape != own[k].shape]
-        raise CheckpointError(
-            f"checkpoint {folder} is of another model: {names[0]} differs; use the configuration it was made with"
-        )
-    with torch.no_grad():
-        for name, value in own.items():
-            value.copy_(weights[name])
-    ema.load_state_dict(load_file(folder / "ema.safetensors"))
-    _load_optimizer(folder, engine)
+    pieces = Pieces(folder, state["version"])
+    check_shapes(pieces.first_shapes if state["version"] == 1 else state["shapes"], _shapes(engine), folder)
+    _restore(pieces, engine, ema, folder)
     random_file = folder / f"rng-{engine.rank}.json"
     if random_file.is_file():  # absent on a rank that the saved run did not have
         _set_random_state(json.loads(random_file.read_text()))
     return Progress(**{entry.name: state[entry.name] for entry in fields(Progress) if entry.name in state})
 
 
-def _named(module: nn.Module) -> dict[str, Tensor]:
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+def _shapes(engine: Engine) -> dict[str, list[int]]:
+    buffers = {name: list(value.shape) for name, value in engine.module.named_buffers()}
+    return {name: list(shape) for name, shape in engine.weights.shapes.items()} | buffers
 
 
-def _module_tensors(module: nn.Module) -> dict[str, Tensor]:
-    return _contiguous(_named(module))
-
-
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors that safetensors takes: whole, on the CPU, none a view into another (DeepSpeed's are)."""
-    return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
-
-
-def _optimizer_file(engine: Engine) -> str:
-    return f"optimizer-{engine.rank}.safetensors" if engine.kind == "deepspeed" else "optimizer.safetensors"
-
-
-def _master_weights(engine: Engine) -> list[Tensor]:
-    return engine.master_weights() if isinstance(engine, DeepSpeedEngine) else []
-
-
-def _optimizer_keys(engine: Engine) -> dict[Tensor, str]:
-    """Name the tensors that the optimizer updates: parameters by name, DeepSpeed's flat shards by group."""
-    if engine.kind == "deepspeed":
-        return {shard: f"shard{i}" for i, shard in enumerate(_master_weights(engine))}
-    return {parameter: name for name, parameter in engine.module.named_parameters()}
-
-
-def _optimizer_tensors(engine: Engine) -> dict[str, Tensor]:
-    names = _optimizer_keys(engine)
-    tensors = {
-        f"{names[parameter]}/{key}": value
-        for parameter, entries in engine.optimizer.state.items()
-        for key, value in entries.items()
-    }
-    return _contiguous(tensors | {f"master/{i}": shard for i, shard in enumerate(_master_weights(engine))})
+def _owned(engine: Engine, ema: EMA) -> dict[str, dict[str, Tensor]]:
+    """Return copies of what this process writes, by kind of file."""
+    files: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
+    weights = engine.weights
+    for fragment in weights.frozen:
+        if fragment.owned:
+            files["model"][key_of(fragment, WEIGHT)] = _copy(weights.weight(fragment))
+    for block in weights.blocks:
+        with weights.open(block):
+            for fragment in block:
+                if not fragment.owned:
+                    continue
+                files["model"][key_of(fragment, WEIGHT)] = _copy(weights.weight(fragment))
+                files["ema"][key_of(fragment, AVERAGE)] = _copy(ema.average(fragment))
+                for entry, value in weights.entries(fragment).items():
+                    if value.ndim:
+                        files["optimizer"][key_of(fragment, entry)] = _copy(value)
+                    elif fragment.start == 0:  # its first piece speaks for the whole parameter
+                        files["optimizer"][f"{fragment.name}/{entry}"] = _copy(value)
+    return files
 
 
 @torch.no_grad()
-def _load_optimizer(folder: Path, engine: Engine) -> None:
-    tensors = load_file(folder / _optimizer_file(engine))
-    for index, shard in enumerate(_master_weights(engine)):
-        shard.copy_(tensors.pop(f"master/{index}"))
-    targets = {name: parameter for parameter, name in _optimizer_keys(engine).items()}
-    for key, value in tensors.items():
-        name, entry = key.rsplit("/", 1)
-        parameter = targets[name]
-        # AdamW keeps its step counts on the parameter's device when it is fused
-        engine.optimizer.state[parameter][entry] = value.to(parameter.device)
+def _restore(pieces: Pieces, engine: Engine, ema: EMA, folder: Path) -> None:
+    for name, buffer in engine.module.named_buffers():
+        buffer.copy_(pieces.scalar(name, BUFFER))
+    weights = engine.weights
+    table = pieces.table()
+    if weights.counts_together:
+        _check_counts(pieces, table, folder)
+    for fragment in weights.frozen:
+        weights.weight(fragment).copy_(pieces.read(fragment, WEIGHT))
+    for block in weights.blocks:
+        with weights.open(block, write=True):
+            for fragment in block:
+                weights.weight(fragment).copy_(pieces.read(fragment, WEIGHT))
+                ema.average(fragment).copy_(pieces.read(fragment, AVERAGE))
+                ranges, scalars = table.get(fragment.name, ([], []))
+                for entry in ranges:
+                    weights.set_entry(fragment, entry, pieces.read(fragment, entry))
+                for entry in scalars:
+                    weights.set_entry(fragment, entry, pieces.scalar(fragment.name, entry))
+    weights.refresh()
+
+
+def _check_counts(pieces: Pieces, table: dict[str, tuple[list[str], list[str]]], folder: Path) -> None:
+    """Refuse counts that differ from parameter to parameter, where the engine has one for many of them."""
+    counts: dict[str, set[float]] = {}
+    for name, (_, scalars) in table.items():
+        for entry in scalars:
+            counts.setdefault(entry, set()).add(float(pieces.scalar(name, entry)))
+    for entry, values in counts.items():
+        if len(values) > 1:
+            raise CheckpointError(
+                f"checkpoint {folder} has parameters of {len(values)} different counts ({entry} {sorted(values)}), and DeepSpeed has "
+                "one for all; go on with ddp or fsdp"
+            )
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """Return a tensor that safetensors takes, and training does not change: on the CPU, no view into another."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def _random_state() -> dict[str, Any]:

@@ -36,6 +36,7 @@ from wam_video.training.sequence import share
 from wam_video.training.stopping import Wishes
 from wam_video.training.tally import Tally, not_finite, term_means
 from wam_video.training.teacher import Lesson
+from wam_video.training.whole import WholeParts
 from wam_video.training.work import StepWork
 
 _LOG = get_logger(__name__)
@@ -89,7 +90,7 @@ class Trainer:
         scales = lr_scales(config, [name for name, _ in module.named_parameters()])
         freeze(module, scales)
         engine.prepare(module, partial(build_optimizer, config.optim, scales=scales))
-        self.ema = EMA(config.ema, module)
+        self.ema = EMA(config.ema, engine.weights)
         self.sampler = Sampler(
             SamplerConfig(
                 seed=config.seed,

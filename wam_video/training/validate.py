@@ -29,10 +29,12 @@ def validation_losses(run: Run) -> dict[str, float]:
     was_training = module.training
     module.eval()
     with torch.no_grad():
-        for number, batch in enumerate(run.validation_batches()):
-            if number % run.engine.data_processes == run.engine.data_rank:
-                for name, sums in _batch_sums(run, batch).items():
-                    rows[name] = rows.get(name, 0) + sums
+        batches = run.validation_batches()
+        for first in range(0, len(batches), run.engine.data_processes):
+            number = first + run.engine.data_rank
+            # All compute every time, for it may take all to put the weights together; past the end it counts for nothing.
+            for name, sums in _batch_sums(run, batches[min(number, len(batches) - 1)]).items():
+                rows[name] = rows.get(name, 0) + sums * (number < len(batches))
     module.train(was_training)
     run.parts.text_encoder.eval()
     names = [f"val_{part}" for part in _PARTS]

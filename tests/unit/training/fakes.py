@@ -14,8 +14,8 @@ from wam_video.data.schema import EmbodimentSpec
 from wam_video.data.windows import WindowConfig
 from wam_video.tensors import Batch
 from wam_video.testing import TinyConfig, fake_batch, tiny_processor
-from wam_video.training.engines import EngineConfig, Launch, start_engine
 from wam_video.training.config import CodecConfig, OptimConfig, TextConfig, TrainConfig
+from wam_video.training.engines import EngineConfig, Launch, start_engine
 from wam_video.training.trainer import Trainer
 
 MODEL = {

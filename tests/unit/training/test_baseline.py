@@ -22,6 +22,7 @@ from wam_video.training import callbacks as hooks
 from wam_video.training.build import build_on_meta
 from wam_video.training.config import EMAConfig, OptimConfig, TrainConfig
 from wam_video.training.ema import EMA
+from wam_video.training.engines.weights import WholeWeights
 from wam_video.training.metrics import JsonLines, region_means, region_sums
 from wam_video.training.optim import build_optimizer
 from wam_video.training.sample import is_video_absent
@@ -136,7 +137,7 @@ def test_a_resumed_run_crops_and_drops_the_same(tmp_path: Path) -> None:
 
 
 def test_the_average_warms_up_by_a_power() -> None:
-    average = EMA(EMAConfig(decay=0.99, power=0.75), torch.nn.Linear(1, 1))
+    average = EMA(EMAConfig(decay=0.99, power=0.75), WholeWeights(torch.nn.Linear(1, 1).named_parameters()))
     assert [average.decay(step) for step in (0, 1)] == [0, 0]
     assert average.decay(16) == pytest.approx(1 - 16**-0.75)
     assert average.decay(10_000) == 0.99

@@ -6,6 +6,7 @@ from tests.unit.training.fakes import MODEL
 from wam_video.models.transformer import WAMTransformer
 from wam_video.training.config import EMAConfig, OptimConfig
 from wam_video.training.ema import EMA
+from wam_video.training.engines.weights import WholeWeights
 from wam_video.training.optim import build_optimizer, decays, learning_rate
 
 
@@ -44,7 +45,7 @@ def test_only_matrices_of_the_trunk_decay() -> None:
 def test_the_average_follows_its_closed_form() -> None:
     module = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(module.weight)
-    ema = EMA(EMAConfig(decay=0.9, warmup=False), module)
+    ema = EMA(EMAConfig(decay=0.9, warmup=False), WholeWeights(module.named_parameters()))
     nn.init.ones_(module.weight)
     for step in range(5):
         ema.update(step)
@@ -52,14 +53,14 @@ def test_the_average_follows_its_closed_form() -> None:
 
 
 def test_the_average_warms_up() -> None:
-    ema = EMA(EMAConfig(decay=0.99), nn.Linear(1, 1))
+    ema = EMA(EMAConfig(decay=0.99), WholeWeights(nn.Linear(1, 1).named_parameters()))
     assert ema.decay(0) == pytest.approx(0.1)
     assert ema.decay(10_000) == 0.99
 
 
 def test_the_average_is_applied_and_the_weights_come_back_to_the_bit() -> None:
     module = nn.Linear(3, 3)
-    ema = EMA(EMAConfig(), module)
+    ema = EMA(EMAConfig(), WholeWeights(module.named_parameters()))
     before = module.weight.detach().clone()
     with torch.no_grad():
         module.weight.mul_(1.1)

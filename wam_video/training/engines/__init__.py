@@ -5,5 +5,6 @@
 
 from wam_video.training.engines.base import Engine, EngineConfig, Launch
 from wam_video.training.engines.start import start_engine
+from wam_video.training.engines.weights import Fragment, Weights
 
-__all__ = ["Engine", "EngineConfig", "Launch", "start_engine"]
+__all__ = ["Engine", "EngineConfig", "Fragment", "Launch", "Weights", "start_engine"]

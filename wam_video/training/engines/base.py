@@ -6,9 +6,9 @@ multiplies their divisors back.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,7 +16,8 @@ from accelerate import Accelerator
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from wam_video.training.config import TrainConfig
+from wam_video.training.config import FSDPConfig, TrainConfig
+from wam_video.training.engines.weights import Weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,8 @@ class Launch:
     num_processes: int = 1
     deepspeed: bool = False
     fsdp: bool = False
+    offload: bool = False
+    """The launcher's file asks for FSDP's weights on the CPU."""
 
     @property
     def engine(self) -> str:
@@ -47,6 +50,7 @@ class EngineConfig:
     grad_accum: int = 1
     clip_norm: float = 0.0
     optimizer: str = "adamw"
+    fsdp: FSDPConfig = field(default_factory=FSDPConfig)
     sequence_parallel: int = 1
     """Neighbouring processes that share the tokens of the same samples."""
     collective_timeout_s: float = 1800.0
@@ -63,6 +67,7 @@ class EngineConfig:
             grad_accum=config.grad_accum,
             clip_norm=config.optim.clip_norm,
             optimizer=config.optim.name,
+            fsdp=config.fsdp,
             sequence_parallel=config.sequence_parallel,
             collective_timeout_s=config.health.collective_timeout_s,
         )
@@ -79,6 +84,7 @@ class Engine(ABC):
         self._accelerator = accelerator
         self._module: Any = None
         self._optimizer: Any = None
+        self._weights: Weights | None = None
 
     def describe(self) -> str:
         """Return one line on what carries the run."""
@@ -129,6 +135,13 @@ class Engine(ABC):
         """The torch optimizer, over what this process holds of the weights; its groups take the learning rates."""
         return self._optimizer
 
+    @property
+    def weights(self) -> Weights:
+        """What this process holds of the weights and of the optimizer's state."""
+        if self._weights is None:
+            raise RuntimeError("the engine has no module yet")
+        return self._weights
+
     @abstractmethod
     def prepare(self, module: nn.Module, build: Callable[[nn.Module], torch.optim.Optimizer]) -> None:
         """Take charge of the trained module and make its optimizer, once it stands as the engine wants it."""
@@ -158,6 +171,26 @@ class Engine(ABC):
         if self.num_processes == 1:
             return values
         return self._accelerator.reduce(values, reduction="sum")  # type: ignore[return-value]
+
+    def gather(self, name: str, pieces: Mapping[int, Tensor]) -> Tensor | None:
+        """Put a parameter together on the main process; every process calls it with the same names in the same order.
+
+        Args:
+            name: Of the parameter.
+            pieces: By their starts, the fragments that this process writes.
+
+        Returns:
+            The parameter in float32 on the CPU; None on other processes.
+        """
+        shape = self.weights.shapes[name]
+        if not self.weights.cut:
+            return pieces[0].float().cpu().view(shape) if self.is_main else None
+        whole = torch.zeros(shape.numel(), device=self.device)
+        for start, piece in pieces.items():
+            whole[start : start + piece.numel()] = piece.to(self.device)
+        # As whole numbers: where others add zeros, the bits stay what they are, those of -0.0 and NaN too.
+        torch.distributed.reduce(whole.view(torch.int32), dst=0)
+        return whole.cpu().view(shape) if self.is_main else None
 
     def wait(self) -> None:
         """Wait for every process."""

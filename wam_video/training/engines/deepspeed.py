@@ -1,4 +1,9 @@
-"""DeepSpeed's ZeRO: the optimizer's state (stage 1) and the gradients (2) are shared among the processes."""
+"""DeepSpeed's ZeRO: the optimizer's state (stage 1), the gradients (2) and the weights (3) are cut up among the processes.
+
+What the launcher's JSON says holds, offload to the CPU or to disk too; batch, accumulation, clipping and the optimizer are the
+run's. The optimizer stays torch's AdamW where DeepSpeed would put its own for offload (`zero_force_ds_cpu_optimizer`), so that
+all engines learn the same and nothing has to be compiled; set the key to true in the JSON for DeepSpeed's.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +16,7 @@ from torch import Tensor, nn
 
 from wam_video.errors import ConfigError
 from wam_video.training.engines.base import Engine, EngineConfig
+from wam_video.training.engines.zero_weights import Zero3Weights, Zero12Weights
 
 
 class DeepSpeedEngine(Engine):
@@ -24,17 +30,44 @@ class DeepSpeedEngine(Engine):
             raise ConfigError(
                 "optim.name is 'muon', which needs whole matrices; DeepSpeed cuts them up: set optim.name=adamw, or train with ddp"
             )
+        plugin: Any = accelerator.state.deepspeed_plugin
+        self._settings: dict[str, Any] = plugin.deepspeed_config
         self._engine: Any = None
 
     @property
+    def stage(self) -> int:
+        """Of ZeRO: 1, 2 or 3."""
+        return self._settings["zero_optimization"]["stage"]
+
+    @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """The torch optimizer, over this process's flat shards of the weights."""
+        """The torch optimizer, over this process's lines of the weights."""
         return self._engine.optimizer.optimizer
+
+    def describe(self) -> str:
+        """Return one line on what carries the run."""
+        zero = self._settings["zero_optimization"]
+        places = {part: zero.get(f"offload_{part}", {}).get("device", "none") for part in ("optimizer", "param")}
+        offload = "".join(f", {part} on {place}" for part, place in places.items() if place != "none")
+        return f"{super().describe()}, ZeRO {self.stage}{offload}"
 
     def prepare(self, module: nn.Module, build: Callable[[nn.Module], torch.optim.Optimizer]) -> None:
         """Take charge of the trained module and make its optimizer."""
-        self._module = module.to(self.device)
-        self._engine, _ = self._accelerator.prepare(module, build(module))
+        for parameter in module.parameters():
+            parameter.data = parameter.data.contiguous()
+        shapes = {name: p.shape for name, p in module.named_parameters()}
+        optimizer = build(module)  # before the parameters are cut up: its groups depend on their shapes
+        self._module = module
+        if self.stage == 3:
+            self._cut_up(module)
+        else:
+            module.to(self.device)
+        self._engine, _ = self._accelerator.prepare(module, optimizer)
+        named, zero = dict(module.named_parameters()), self._engine.optimizer
+        if self.stage == 3:
+            self._weights = Zero3Weights(zero, named, shapes, self.rank)
+        else:
+            self._weights = Zero12Weights(zero, named, owned=self.is_main)
 
     def forward(self, *args: Any, **named: Any) -> Any:
         """Run the module in a step."""
@@ -49,24 +82,47 @@ class DeepSpeedEngine(Engine):
         """Clip and apply the step's gradient, unless it is not finite."""
         self._engine.step()
         norm = self._engine.get_global_grad_norm()
-        return self._engine.was_step_applied(), float("nan") if norm is None else float(norm)
+        applied = self._engine.was_step_applied()
+        return applied, float(norm) if applied and norm is not None else float("nan")
 
-    def master_weights(self) -> list[Tensor]:
-        """Return the float32 shards of the weights on this process."""
-        return list(self._engine.optimizer.single_partition_of_fp32_groups)
+    def _cut_up(self, module: nn.Module) -> None:
+        """Cut the weights up one by one, so that no device has to take them all at once."""
+        from deepspeed import zero
+
+        if self._settings.get("bf16", {}).get("enabled") is True:
+            module.to(torch.bfloat16)
+        for buffers in (part._buffers for part in module.modules()):
+            buffers.update({name: value.to(self.device) for name, value in buffers.items() if value is not None})
+        zero.Init(module=module, config_dict_or_path=self._settings)
+        # DeepSpeed brings a module's weights back for its backward pass where it finds tensors in what the module returned. The
+        # network returns a `Prediction`, in which it finds none, so its own parameters come back with the module around it.
+        network = getattr(module, "transformer", module)
+        for part in (network, getattr(network, "expert", None)):
+            for parameter in () if part is None else part.parameters(recurse=False):
+                zero.register_external_parameter(module, parameter)
 
 
 def deepspeed_plugin(config: EngineConfig) -> DeepSpeedPlugin:
     """Complete the plugin that the launcher describes with what it leaves to the run.
 
     Raises:
-        ConfigError: ZeRO stage 3, which shards the weights themselves.
+        ConfigError: The JSON asks for something whose shards can't be told apart.
     """
     plugin = DeepSpeedPlugin()
     settings = plugin.deepspeed_config
-    stage = settings.get("zero_optimization", {}).get("stage")
-    if stage not in (1, 2):
-        raise ConfigError(f"DeepSpeed ZeRO stage is {stage}; allowed: 1, 2 (averages and exports need whole weights)")
+    zero = settings.get("zero_optimization", {})
+    if zero.get("stage") not in (1, 2, 3):
+        raise ConfigError(f"DeepSpeed ZeRO stage is {zero.get('stage')}; allowed: 1, 2, 3 (for 0 take ddp)")
+    for key in ("zero_hpz_partition_size", "mics_shard_size"):
+        if zero.get(key, 0) > 1:
+            raise ConfigError(
+                f"zero_optimization.{key} is {zero[key]}; leave it out, or use engine fsdp and fsdp.shard_size"
+            )
+    if zero.get("offload_optimizer", {}).get("ratio", 1.0) != 1.0:
+        raise ConfigError(
+            f"zero_optimization.offload_optimizer.ratio is {zero['offload_optimizer']['ratio']}; allowed: 1.0 (all of it)"
+        )
+    settings.setdefault("zero_force_ds_cpu_optimizer", False)
     settings["train_micro_batch_size_per_gpu"] = config.batch_size
     settings["gradient_accumulation_steps"] = config.grad_accum
     settings["gradient_clipping"] = config.clip_norm

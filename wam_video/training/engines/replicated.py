@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from wam_video.training.engines.base import Engine
+from wam_video.training.engines.weights import WholeWeights
 
 
 class ReplicatedEngine(Engine):
@@ -25,8 +26,11 @@ class ReplicatedEngine(Engine):
     def prepare(self, module: nn.Module, build: Callable[[nn.Module], torch.optim.Optimizer]) -> None:
         """Take charge of the trained module and make its optimizer."""
         self._module = module.to(self.device)
+        for parameter in module.parameters():
+            parameter.data = parameter.data.contiguous()
         self._optimizer = build(module)
         self._wrapped = self._accelerator.prepare(module)
+        self._weights = WholeWeights(module.named_parameters(), self._optimizer, owned=self.is_main)
 
     def forward(self, *args: Any, **named: Any) -> Any:
         """Run the module in a step."""

@@ -4,6 +4,7 @@ Accelerate can silently be less than what was asked for (one process instead of 
 in `start_engine`), so what is really running is compared with what was wanted before anything is trained.
 """
 
+from dataclasses import replace
 from datetime import timedelta
 
 import torch
@@ -13,6 +14,7 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from wam_video.errors import ConfigError
 from wam_video.training.engines.base import Engine, EngineConfig, Launch
 from wam_video.training.engines.deepspeed import DeepSpeedEngine, deepspeed_plugin
+from wam_video.training.engines.fsdp import FSDPEngine
 from wam_video.training.engines.replicated import ReplicatedEngine
 
 
@@ -25,6 +27,8 @@ def start_engine(config: EngineConfig, launch: Launch) -> Engine:
     Raises:
         ConfigError: The engine or the number of processes is not what was launched or asked for, or can't do what the run needs.
     """
+    if launch.offload:
+        config = replace(config, fsdp=replace(config.fsdp, cpu_offload=True))
     wanted = launch.engine if config.engine == "auto" else config.engine
     cpu = not torch.cuda.is_available()
     patience = timedelta(seconds=config.collective_timeout_s)
@@ -38,8 +42,11 @@ def start_engine(config: EngineConfig, launch: Launch) -> Engine:
         gradient_accumulation_steps=config.grad_accum if plugin is not None else 1,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=patience)],
     )
-    kind = DeepSpeedEngine if accelerator.distributed_type == DistributedType.DEEPSPEED else ReplicatedEngine
-    engine = kind(config, accelerator)
+    kinds = {"deepspeed": DeepSpeedEngine, "fsdp": FSDPEngine}
+    running = "deepspeed" if accelerator.distributed_type == DistributedType.DEEPSPEED else ""
+    if not running and (launch.fsdp or wanted == "fsdp"):  # any launcher's processes will do for it
+        running = "fsdp"
+    engine = kinds.get(running, ReplicatedEngine)(config, accelerator)
     if engine.kind != wanted:
         raise ConfigError(
             f"the run is carried by {engine.kind!r} but should be by {wanted!r} (engine={config.engine}, "
