@@ -122,7 +122,7 @@ class WAMSelfAttention(WAMAttention):
         super().__init__(dim, heads, head_dim, eps)
         self.side_gate = nn.Parameter(torch.zeros(heads)) if gated else None
         self.sequence: SequenceGroup | None = None
-        """The processes that share the tokens; `sequence_parallel.share_sequences` sets it."""
+        """The processes that share the tokens; `WAMTransformer.share_sequences` sets it."""
 
     def forward(
         self,

@@ -102,6 +102,21 @@ class RunsBlocks(TokenAssembly):
             outs |= {name: (piece, time[0], slots) for name, piece, slots in pieces}
         return outs
 
+    def share_sequences(self, group: SequenceGroup) -> None:
+        """Divide the tokens of each sample over the processes of a group; every one of them must call the network alike.
+
+        Raises:
+            ConfigError: The heads can't be divided.
+        """
+        heads = self.config["num_attention_heads"]
+        if heads % group.size:
+            raise ConfigError(
+                f"sequence_parallel is {group.size}, but the network has {heads} heads; allowed: divisors of {heads}"
+            )
+        self.sequence = group
+        for block in self.blocks:
+            block.attn1.sequence = group
+
     @staticmethod
     def _own(
         group: SequenceGroup, xs: Sequence[Float[Tensor, "b n d"]], streams: Sequence[Stream], *, cached: bool

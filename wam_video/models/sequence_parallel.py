@@ -9,18 +9,13 @@ tokens are put together again, if each process has the whole loss divided by the
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
-
-from wam_video.errors import ConfigError
-
-if TYPE_CHECKING:
-    from wam_video.models.transformer import WAMTransformer
 
 
 class SequenceGroup:
@@ -85,19 +80,3 @@ class _AllToAll(torch.autograd.Function):
         back = gradient.new_empty(sum(ctx.sent), *gradient.shape[1:])
         dist.all_to_all_single(back, gradient, ctx.sent, ctx.received, group=ctx.group)
         return back, None, None, None
-
-
-def share_sequences(network: "WAMTransformer", group: SequenceGroup) -> None:
-    """Divide the tokens of each sample over the processes of a group; every one of them must call the network alike.
-
-    Raises:
-        ConfigError: The heads can't be divided.
-    """
-    heads = network.config["num_attention_heads"]
-    if heads % group.size:
-        raise ConfigError(
-            f"sequence_parallel is {group.size}, but the network has {heads} heads; allowed: divisors of {heads}"
-        )
-    network.sequence = group
-    for block in network.blocks:
-        block.attn1.sequence = group

@@ -3,7 +3,7 @@
 import torch.distributed as dist
 
 from wam_video.errors import ConfigError
-from wam_video.models.sequence_parallel import SequenceGroup, share_sequences
+from wam_video.models.sequence_parallel import SequenceGroup
 from wam_video.models.transformer import WAMTransformer
 from wam_video.training.config import TrainConfig
 
@@ -26,4 +26,4 @@ def share(config: TrainConfig, network: object) -> None:
     group, _ = dist.new_subgroups(group_size=size)
     if not isinstance(group, dist.ProcessGroup):
         raise RuntimeError("this process is in no group")
-    share_sequences(network, SequenceGroup(group))
+    network.share_sequences(SequenceGroup(group))

@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 
 from tests.unit.models.test_kv_cache import BODIES, C, V, forced, window
 from wam_video.errors import ConfigError
-from wam_video.models.sequence_parallel import SequenceGroup, share_sequences
+from wam_video.models.sequence_parallel import SequenceGroup
 from wam_video.models.transformer import WAMTransformer
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -41,7 +41,7 @@ def learn(name: str, group: SequenceGroup | None, *, checkpointing: bool) -> dic
     if checkpointing:
         model.enable_gradient_checkpointing()
     if group is not None:
-        share_sequences(model, group)
+        model.share_sequences(group)
     w = window()
     changes: dict[str, Any] = {}
     if not model.attention.causal:
@@ -90,6 +90,6 @@ class Three(SequenceGroup):
 
 def test_what_can_not_be_shared_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"sequence_parallel is 3, but the network has 4 heads"):
-        share_sequences(network("open"), Three())
+        network("open").share_sequences(Three())
     assert Three().shares(8) == [3, 3, 2]
     assert Three().own(torch.arange(8), 0).tolist() == [3, 4, 5]
