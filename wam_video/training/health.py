@@ -29,7 +29,7 @@ _MAD_TO_SIGMA = 1.4826
 
 
 def poison(loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """Return the loss unchanged to the bit; one that is not finite comes back so that all of its gradient is NaN."""
+    """Return the loss unchanged to the bit; one that is not finite gets a gradient of NaN."""
     return loss * torch.where(torch.isfinite(loss.detach()), 1.0, float("nan"))
 
 

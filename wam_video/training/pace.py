@@ -1,4 +1,7 @@
-"""How long a step takes and what of it is this process's own work: the clock of the loop, and who is slow."""
+"""How long a step takes and what of it is this process's own work: the clock of the loop, and who is slow.
+
+Nothing here makes the host wait for a CUDA device in the midst of a run.
+"""
 
 import time
 from collections.abc import Sequence
@@ -6,6 +9,8 @@ from dataclasses import dataclass, field
 from statistics import fmean, median
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from wam_video.training.health_config import HealthConfig
 
@@ -130,3 +135,29 @@ def percentile(values: Sequence[float], share: float) -> float:
     """Return the value below which `share` (0 to 1) of the values lie: the nearest one, not a mean of two."""
     ordered = sorted(values)
     return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
+
+
+class Wishes:
+    """What the processes wish, once summed up; on CUDA read at the next call, so that the host does not wait for the device.
+
+    Every process reads the same numbers at the same call, so a stop is decided by all at once, there one step later.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_cuda = device.type == "cuda"
+        self._under_way: tuple[Tensor, torch.cuda.Event] | None = None
+
+    def read(self, wishes: Float[Tensor, " n"]) -> list[bool]:
+        """Take the sums of this call and return which are above 0: of this call, or on CUDA of the one before."""
+        if not self._on_cuda:
+            return (wishes > 0).tolist()
+        before = self._under_way
+        copy = torch.empty(wishes.shape, dtype=wishes.dtype, device="cpu", pin_memory=True)
+        copy.copy_(wishes, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        self._under_way = copy, event
+        if before is None:
+            return [False] * len(wishes)
+        before[1].synchronize()
+        return (before[0] > 0).tolist()

@@ -6,10 +6,6 @@ import socket
 import threading
 from typing import Any
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
 from wam_video.log import get_logger
 
 STOPPED = 75
@@ -80,29 +76,3 @@ class StopRequest:
                     *(self._grace_seconds, STOPPED),
                 )
                 os._exit(STOPPED)
-
-
-class Wishes:
-    """What the processes wish, once summed up; on CUDA read at the next call, so that the host does not wait for the device.
-
-    Every process reads the same numbers at the same call, so a stop is decided by all at once, there one step later.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._on_cuda = device.type == "cuda"
-        self._under_way: tuple[Tensor, torch.cuda.Event] | None = None
-
-    def read(self, wishes: Float[Tensor, " n"]) -> list[bool]:
-        """Take the sums of this call and return which are above 0: of this call, or on CUDA of the one before."""
-        if not self._on_cuda:
-            return (wishes > 0).tolist()
-        before = self._under_way
-        copy = torch.empty(wishes.shape, dtype=wishes.dtype, device="cpu", pin_memory=True)
-        copy.copy_(wishes, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
-        self._under_way = copy, event
-        if before is None:
-            return [False] * len(wishes)
-        before[1].synchronize()
-        return (before[0] > 0).tolist()

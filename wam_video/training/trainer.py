@@ -27,13 +27,12 @@ from wam_video.training.feed import Feed
 from wam_video.training.health import BadSteps, SpikeDetector, poison
 from wam_video.training.metrics import Tracker
 from wam_video.training.optim import build_optimizer, freeze, learning_rate, lr_scales, set_learning_rate
-from wam_video.training.pace import Pace
+from wam_video.training.pace import Pace, Wishes
 from wam_video.training.provenance import code_versions, tell_changes
 from wam_video.training.run import Callback, StepResult
 from wam_video.training.sample import Sampler, SamplerConfig, TextCache, TrainingSample, is_video_absent
 from wam_video.training.saving import Saver, SaverConfig
 from wam_video.training.sequence import share
-from wam_video.training.stopping import Wishes
 from wam_video.training.tally import Tally, not_finite, term_means
 from wam_video.training.teacher import Lesson
 from wam_video.training.whole import WholeParts
