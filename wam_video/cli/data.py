@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from wam_video.cli.command import DONE, FAILED, run
 from wam_video.cli.data_encode import add_encode
 from wam_video.cli.data_export import add_export
+from wam_video.cli.data_tasks import add_status, add_tasks, convert_by_tasks
 from wam_video.cli.options import parse_options, parse_size
 from wam_video.errors import ConfigError
 from wam_video.log import setup_logging
@@ -20,7 +21,10 @@ _CONVERT_EXAMPLE = """\
 examples:
   wam-video data convert my_lerobot_dataset --output shards/mine --size 128x128
   wam-video data convert clips/ --format video --output shards/clips --fps 10 --workers 4
-  wam-video data convert my_lerobot_dataset --output shards/mine --dry-run"""
+  wam-video data convert my_lerobot_dataset --output shards/mine --dry-run
+  wam-video data convert /data/droid --output /data/shards/droid --executor local --workers 16
+  wam-video data convert /data/droid --output /data/shards/droid --executor slurm --workers 200 \\
+    --executor-option partition=cpu --executor-option time=12:00:00"""
 
 _COLLECT_EXAMPLE = """\
 examples:
@@ -49,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_convert(commands)
     add_export(commands)
     add_encode(commands)
+    add_status(commands)
     _add_collect(commands)
     shards = {"inspect": _inspect, "stats": _stats, "verify": _verify}
     helps = {
@@ -89,6 +94,7 @@ def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--option", action="append", default=[], metavar="KEY=VALUE", help="of the source; see its README; repeatable"
     )
     sub.add_argument("--workers", type=int, default=1, metavar="N", help="encoding processes (default 1; same bytes)")
+    add_tasks(sub)
     _add_output(sub)
 
 
@@ -187,6 +193,8 @@ def _write(arguments: argparse.Namespace, source: "Source", origin: str, options
     if arguments.dry_run:
         print(plan_text(plan(source, limit=arguments.limit), arguments.output, config))
         return DONE
+    if getattr(arguments, "executor", None) is not None:
+        return convert_by_tasks(arguments, source, config, options)
     manifest = convert(
         source,
         arguments.output,

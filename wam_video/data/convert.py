@@ -119,7 +119,7 @@ def convert(
                 _log.warning("skipped %s: %s", result.episode_id, result.reason)
                 writer.skip(result.episode_id, result.reason)
             else:
-                writer.add(replace(result, notes=tuple(sorted({*source.notes, *result.notes}))))
+                writer.add(with_notes(result, source.notes))
     if target is not output:
         shutil.rmtree(output)
         target.rename(output)
@@ -145,7 +145,7 @@ def _encoded(
     """Yield the items encoded, in their order."""
     if workers == 1:
         for item in items:
-            yield _encode(item, config)
+            yield encode_recording(item, config)
         return
     # spawned, not forked: decoders hold threads and locks that a fork would copy in a broken state
     context = multiprocessing.get_context("spawn")
@@ -153,7 +153,7 @@ def _encoded(
     waiting: deque[Future[EncodedEpisode | SkippedEpisode]] = deque()
     try:
         for item in items:
-            waiting.append(pool.submit(_encode, item, config))
+            waiting.append(pool.submit(encode_recording, item, config))
             if len(waiting) >= _AHEAD * workers:
                 yield waiting.popleft().result()
         while waiting:
@@ -166,7 +166,12 @@ def _encoded(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _encode(item: Episode | SkippedEpisode, config: WriterConfig) -> EncodedEpisode | SkippedEpisode:
+def with_notes(encoded: EncodedEpisode, notes: Iterable[str]) -> EncodedEpisode:
+    """Return a recording with the notes of its source beside its own."""
+    return replace(encoded, notes=tuple(sorted({*notes, *encoded.notes})))
+
+
+def encode_recording(item: Episode | SkippedEpisode, config: WriterConfig) -> EncodedEpisode | SkippedEpisode:
     """Encode one recording, or say why it can't be."""
     if isinstance(item, SkippedEpisode):
         return item

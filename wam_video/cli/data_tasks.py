@@ -1,0 +1,99 @@
+"""`wam-video data convert --executor` and `status`: a conversion in units that many processes or machines share."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wam_video.cli.command import DONE
+from wam_video.cli.options import parse_options
+from wam_video.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from wam_video.data.encode import WriterConfig
+    from wam_video.data.sources import Source
+
+
+def add_tasks(sub: argparse.ArgumentParser) -> None:
+    """Add the options that make tasks of a conversion."""
+    sub.add_argument(
+        "--executor",
+        choices=("local", "slurm", "ray"),
+        help="encode in units that are kept, by datatrove's tasks: started again after whatever stopped it, it goes on (same bytes); "
+        "slurm and ray submit and return, see `wam-video data status`",
+    )
+    sub.add_argument(
+        "--unit", type=int, default=16, metavar="N", help="recordings in a unit, with --executor (default 16)"
+    )
+    sub.add_argument(
+        "--executor-option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of datatrove's executor, e.g. partition=cpu, time=12:00:00, mem_per_cpu_gb=4; repeatable",
+    )
+
+
+def add_status(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command `status`."""
+    sub = commands.add_parser(
+        "status",
+        help="say how far a conversion with --executor is",
+        epilog="example: wam-video data status shards/mine",
+    )
+    sub.add_argument("output", type=Path, metavar="SHARDS", help="its --output")
+    sub.set_defaults(command=_status)
+
+
+def convert_by_tasks(
+    arguments: argparse.Namespace, source: "Source", config: "WriterConfig", options: Mapping[str, object]
+) -> int:
+    """Convert in units here, or submit them; return the exit code."""
+    from wam_video.data.simulation import BUILT_IN
+    from wam_video.data.spool import Recipe
+    from wam_video.data.summary import summary_text
+    from wam_video.data.tasks import run_here, submit
+
+    output: Path = arguments.output.resolve()
+    if source.name in BUILT_IN:
+        raise ConfigError(
+            f"--executor can't share out source {source.name!r}, which makes its recordings; use data collect --workers"
+        )
+    for name, value in (("--unit", arguments.unit), ("--workers", arguments.workers)):
+        if value < 1:
+            raise ConfigError(f"{name} is {value}; it must be at least 1")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise DataError(f"output {str(arguments.output)!r} exists already; give another folder, or remove it")
+    total = source.len_hint if source.len_hint is not None else sum(1 for _ in source.episodes())
+    recipe = Recipe(
+        source=str(Path(arguments.source).resolve()),
+        format=source.name,
+        options=dict(options),
+        writer=config,
+        recordings=total if arguments.limit is None else min(total, arguments.limit),
+        per_unit=arguments.unit,
+    )
+    if not recipe.recordings:
+        raise DataError(f"source {arguments.source!r} has no recordings; check the path and the options")
+    extra = parse_options(arguments.executor_option, "--executor-option")
+    if arguments.executor == "local":
+        if extra:
+            raise ConfigError(f"--executor-option is {', '.join(extra)}; there are none for local, but --workers")
+        print(summary_text(run_here(recipe, output, workers=arguments.workers), arguments.output))
+        return DONE
+    submit(recipe, output, arguments.executor, workers=arguments.workers, options=extra)
+    print(f"{recipe.units} units are submitted; see how far they are: wam-video data status {arguments.output}")
+    return DONE
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from wam_video.data.manifest import MANIFEST_NAME, load_manifest
+    from wam_video.data.summary import summary_text
+    from wam_video.data.tasks import status
+
+    output: Path = arguments.output.resolve()
+    if (output / MANIFEST_NAME).is_file():
+        print(summary_text(load_manifest(output), arguments.output))
+    else:
+        print(status(output))
+    return DONE
