@@ -1,6 +1,6 @@
 """The settings that a checkpoint samples with: the `scheduler/` folder of a pipeline. It holds numbers, no state."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from diffusers.configuration_utils import ConfigMixin, register_to_config  # pyright: ignore[reportUnknownVariableType]
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -8,6 +8,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from wam_video.errors import ConfigError, one_of
 from wam_video.flow.continuation import check_continuation
 from wam_video.flow.modes import POLICY_PATHS, PathConfig, path_grid
+from wam_video.flow.reuse import ReuseConfig
 from wam_video.flow.solvers import Solver
 
 GUIDED = ("video", "actions")
@@ -32,6 +33,10 @@ class WAMScheduler(SchedulerMixin, ConfigMixin):
             need it).
         continuation: What becomes of actions that are committed already: `prefix` (for models trained with
             `density.prefix`), `guided` or `replace` (`flow.continuation`).
+        guidance_interval: Clocks, from and to, at which guidance is computed; each modality has its own clock (Kynkaanniemi et al.
+            2024, arXiv 2404.07724).
+        reuse_tolerance: Relative change of the velocity below which a step takes the last one again (`flow.reuse`); 0: never.
+        reuse_most: Steps in turn that do.
 
     Raises:
         ConfigError: A value is out of range.
@@ -52,10 +57,15 @@ class WAMScheduler(SchedulerMixin, ConfigMixin):
         guidance_scale: float | dict[str, float] = 1.0,
         policy_path: str = "unknown",
         continuation: str = "prefix",
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        reuse_tolerance: float = 0.0,
+        reuse_most: int = 1,
     ) -> None:
         check_solver(solver)
         check_policy_path(policy_path)
         check_continuation(continuation)
+        check_interval(guidance_interval)
+        ReuseConfig(tolerance=reuse_tolerance, most=reuse_most)
         guidance_scales(guidance_scale)
         for what, shift in (("shift_video", shift_video), ("shift_action", shift_action)):
             if not shift > 0:
@@ -80,6 +90,13 @@ class WAMScheduler(SchedulerMixin, ConfigMixin):
             video_stop=self.config["video_stop"],
         )
 
+    def reuse(self, tolerance: float | None = None) -> ReuseConfig:
+        """Return when a velocity is used again, with the checkpoint's tolerance or the given one."""
+        return ReuseConfig(
+            tolerance=self.config["reuse_tolerance"] if tolerance is None else tolerance,
+            most=self.config["reuse_most"],
+        )
+
     def facts(self, num_inference_steps: int | None = None, policy_path: str | None = None) -> dict[str, object]:
         """Return how a policy samples, for records: path and solver, steps and the clocks on the way.
 
@@ -91,6 +108,7 @@ class WAMScheduler(SchedulerMixin, ConfigMixin):
             "policy_path": path,
             "num_inference_steps": walk.num_inference_steps,
             "solver": self.config["solver"],
+            **({"reuse_tolerance": tolerance} if (tolerance := self.config["reuse_tolerance"]) else {}),
             "path": [[round(float(x), 6) for x in point] for point in path_grid(POLICY_PATHS[path], walk)],
         }
 
@@ -115,6 +133,17 @@ def check_policy_path(name: str) -> str:
     if name not in POLICY_PATHS:
         raise ConfigError(one_of("policy_path", name, POLICY_PATHS))
     return name
+
+
+def check_interval(interval: Sequence[float]) -> tuple[float, float]:
+    """Return an interval of clocks.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
+        raise ConfigError(f"guidance_interval is {list(interval)}; allowed: two clocks, 0 <= from <= to <= 1")
+    return float(interval[0]), float(interval[1])
 
 
 def guidance_scales(scale: float | Mapping[str, float]) -> tuple[float, float]:

@@ -42,6 +42,8 @@ class Clocks:
 
     video: Float[Tensor, "b t"] | None
     actions: Float[Tensor, "b ta"] | None
+    point: tuple[float, float] | None = None
+    """The path's own clocks, known to the host."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +56,8 @@ class ClockPattern:
     actions_free: Bool[Tensor, "b ta"] | None
     actions_held: Float[Tensor, "b ta"] | None
 
-    def at(self, point: Float[Tensor, " 2"]) -> Clocks:
-        """Return every token's clock when the path is at `point`."""
+    def at(self, point: Float[Tensor, " 2"], known: Float[Tensor, " 2"] | None = None) -> Clocks:
+        """Return every token's clock when the path is at `point`; `known` is the same on the host."""
 
         def clock(free: Tensor | None, held: Tensor | None, t: Tensor) -> Tensor | None:
             return None if free is None or held is None else torch.where(free, t.to(held), held)
@@ -63,6 +65,7 @@ class ClockPattern:
         return Clocks(
             video=clock(self.video_free, self.video_held, point[0]),
             actions=clock(self.actions_free, self.actions_held, point[1]),
+            point=None if known is None else (float(known[0]), float(known[1])),
         )
 
     def part(self, frames: slice, actions: slice) -> "ClockPattern":
@@ -110,7 +113,7 @@ def sample(
     grid_on_device = grid.to(_device(start))
     state, previous = start, None
     for i in range(len(grid) - 1):
-        now, then = pattern.at(grid_on_device[i]), pattern.at(grid_on_device[i + 1])
+        now, then = (pattern.at(grid_on_device[k], grid[k]) for k in (i, i + 1))
         v = field(state, now)
         slope = v
         if solver == "heun" and not _arrives(grid, i):

@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from wam_video.flow.modes import ModeSpec, PathConfig, Role, path_grid
-from wam_video.flow.solvers import Clocks, Field, State, sample
-from wam_video.inference.sampling import Prepared, SamplingConfig, VelocityField, twice
+from wam_video.flow.solvers import Clocks, State
+from wam_video.inference.sampling import Prepared, SamplingConfig, VelocityField, twice, walk
 from wam_video.models.image_context import condition_of_chunk
 from wam_video.models.kv_cache import KVCache
 from wam_video.models.masks import AttentionConfig
@@ -57,15 +57,13 @@ def run(
     guided = config.guided and empty is not None
     inputs = dict(prepared.inputs, num_context=prepared.num_context)
     both = torch.cat([text, empty]) if guided and empty is not None else text
-    field: Field = VelocityField(transformer, inputs, both, config.guidance, guided=guided)
-    if prepared.continuation is not None:
-        field = prepared.continuation.field(field)
+    field = VelocityField(transformer, inputs, both, config, guided=guided)
     grid = path_grid(spec, config.path)
 
     def show(step: int, state: State) -> None:
         on_step(step, grid[step + 1], state)
 
-    return sample(field, prepared.start, prepared.pattern, grid, solver=config.solver, on_step=show)
+    return walk(field, (prepared.start, prepared.pattern, prepared.continuation), spec, grid, config, show)
 
 
 def count_steps(rule: AttentionConfig, prepared: Prepared, spec: ModeSpec, path: PathConfig) -> int:
@@ -124,9 +122,12 @@ class ChunkSampler:
         steps = 0
         for chunk in range(1, prepared.num_chunks + 1):
             last = chunk == prepared.num_chunks
-            grid = path_grid(spec if last else remembered(spec, rule), self._config.path)
+            row = spec if last else remembered(spec, rule)
+            grid, bend = path_grid(row, self._config.path), prepared.continuation
             frames, actions = self._spans(chunk)
-            field = self._field(chunk, cache)
+            field = VelocityField(
+                self._transformer, self._inputs(chunk, cache), None, self._config, guided=self._guided
+            )
             before = state
 
             def show(
@@ -140,20 +141,13 @@ class ChunkSampler:
             ) -> None:
                 on_step(count + step, grid[step + 1], self._merged(whole, now, at))
 
-            pattern = prepared.pattern.part(frames, actions)
-            end = sample(field, _part(state, frames, actions), pattern, grid, solver=self._config.solver, on_step=show)
+            begin = _part(state, frames, actions), prepared.pattern.part(frames, actions), bend and bend.part(actions)
+            end = walk(field, begin, row, grid, self._config, show)
             state = self._merged(state, end, chunk)
             steps += len(grid) - 1
             if not last:
                 cache = self._observe(cache, chunk, state, prepared.pattern.at(grid[-1]))
         return state
-
-    def _field(self, chunk: int, cache: KVCache) -> Field:
-        field = VelocityField(
-            self._transformer, self._inputs(chunk, cache), None, self._config.guidance, guided=self._guided
-        )
-        bend = self._prepared.continuation
-        return field if bend is None else bend.part(self._spans(chunk)[1]).field(field)
 
     def _spans(self, chunk: int) -> tuple[slice, slice]:
         """Return the frames and the actions of a chunk."""

@@ -23,6 +23,8 @@ class WAMOutput(BaseOutput):
     """float32, in the robot's own units; zeros where one embodiment of the call is narrower or its chunk shorter than another."""
     video: Float[np.ndarray, "b v f 3 h w"] | Float[torch.Tensor, "b v f 3 h w"] | None = None
     """float32 in [0, 1]: the future frames only, at the model's size."""
+    calls: int | None = None
+    """Network evaluations along the path (`reuse_tolerance` saves some); what is observed or remembered is not counted."""
 
 
 def physical_actions(
@@ -49,4 +51,4 @@ def fit(output: WAMOutput, steps: int, width: int) -> WAMOutput:
     tensor = torch.from_numpy(actions) if as_array else actions
     more = (0, width - tensor.shape[2], 0, steps - tensor.shape[1])  # negative: cut
     fitted = torch.nn.functional.pad(tensor, more)
-    return WAMOutput(actions=fitted.numpy() if as_array else fitted, video=output.video)
+    return WAMOutput(actions=fitted.numpy() if as_array else fitted, video=output.video, calls=output.calls)

@@ -14,7 +14,7 @@ from wam_video.data.processor import WAMProcessor
 from wam_video.errors import ConfigError, one_of
 from wam_video.flow.continuation import check_continuation
 from wam_video.flow.modes import MODES, POLICY_PATHS, ModeSpec, get_mode
-from wam_video.flow.scheduler import WAMScheduler, check_policy_path, check_solver, guidance_scales
+from wam_video.flow.scheduler import WAMScheduler, check_interval, check_policy_path, check_solver, guidance_scales
 from wam_video.flow.solvers import State
 from wam_video.inference.checkpoint import CheckpointFolder
 from wam_video.inference.checks import check_components, image_context, unanswered
@@ -44,6 +44,8 @@ class RunOptions:
 
     num_inference_steps: int | None = None
     guidance_scale: float | Mapping[str, float] | None = None
+    guidance_interval: Sequence[float] | None = None
+    reuse_tolerance: float | None = None
     solver: str | None = None
     generator: Generators = None
     prompt_embeds: Float[Tensor, "b s dt"] | None = None
@@ -129,6 +131,8 @@ class WAMPipeline(Streams, CheckpointFolder):
         continuation: str | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | Mapping[str, float] | None = None,
+        guidance_interval: Sequence[float] | None = None,
+        reuse_tolerance: float | None = None,
         solver: str | None = None,
         policy_path: str | None = None,
         generator: Generators = None,
@@ -155,6 +159,8 @@ class WAMPipeline(Streams, CheckpointFolder):
             continuation: What is made of the two: `prefix`, `guided` or `replace` (`flow.continuation`).
             num_inference_steps: Steps of the path; None, here and below: the checkpoint's own setting.
             guidance_scale: Guidance by prompt, one number or `{"video": ..., "actions": ...}`; 1 is none and costs nothing.
+            guidance_interval: Clocks, from and to, at which guidance is computed; elsewhere a step costs one row.
+            reuse_tolerance: Relative change of the velocity below which a step takes the last one again; 0: never.
             solver: `euler`, `heun` or `ab2`.
             policy_path: What `policy` does with the future video: `unknown`, `absent` (cheapest) or `joint`.
             generator: A generator or seed, or a list of one a sample: then a row's noise does not depend on the others.
@@ -186,6 +192,8 @@ class WAMPipeline(Streams, CheckpointFolder):
         options = RunOptions(
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval,
+            reuse_tolerance=reuse_tolerance,
             solver=solver,
             generator=generator,
             prompt_embeds=prompt_embeds,
@@ -261,6 +269,7 @@ class WAMPipeline(Streams, CheckpointFolder):
 
             end = run(self.transformer, prepared, spec, (text, empty), sampling, on_step)
         output = self._output(end, prepared, conditions, spec if mode is not Mode.POLICY else MODES[mode], options)
+        output.calls = sampling.meter.computed
         self.maybe_free_model_hooks()
         return output if chunk is None else fit(output, *chunk)
 
@@ -302,6 +311,8 @@ class WAMPipeline(Streams, CheckpointFolder):
             path=self.scheduler.path(options.num_inference_steps),
             solver=check_solver(options.solver or settings.solver),
             guidance=guidance_scales(scale),
+            interval=check_interval(options.guidance_interval or settings.guidance_interval),
+            reuse=self.scheduler.reuse(options.reuse_tolerance),
         )
 
     @torch.no_grad()

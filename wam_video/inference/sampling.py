@@ -1,7 +1,7 @@
 """One sampling run: conditions and noise in, the state at the end of a mode's path out. Knows no mode by name."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from wam_video.errors import ConfigError
 from wam_video.flow.continuation import Continuation
 from wam_video.flow.modes import ModeSpec, PathConfig, Role
 from wam_video.flow.path import expand_clock, to_velocity
-from wam_video.flow.solvers import ACTION_AXIS, LATENT_FRAME_AXIS, ClockPattern, Clocks, State, guided
+from wam_video.flow.reuse import Meter, ReuseConfig, ReusedField
+from wam_video.flow.solvers import ACTION_AXIS, LATENT_FRAME_AXIS, ClockPattern, Clocks, Field, State, guided, sample
 from wam_video.inference.checks import check_answer
 from wam_video.inference.inputs import Conditions
 from wam_video.inference.noise import draw_noise
@@ -32,6 +33,11 @@ class SamplingConfig:
     solver: str
     guidance: tuple[float, float] = (1.0, 1.0)
     """Scales for video and for actions; 1 is none."""
+    interval: tuple[float, float] = (0.0, 1.0)
+    """Clocks at which guidance is computed."""
+    reuse: ReuseConfig = field(default_factory=ReuseConfig)
+    meter: Meter = field(default_factory=Meter)
+    """Counts the evaluations of the run."""
 
     @property
     def guided(self) -> bool:
@@ -133,7 +139,7 @@ class VelocityField:
         transformer: WAMTransformer,
         inputs: dict[str, Any],
         text: Float[Tensor, "b s dt"] | None,
-        guidance: tuple[float, float],
+        config: SamplingConfig,
         *,
         guided: bool,
     ) -> None:
@@ -143,33 +149,49 @@ class VelocityField:
             transformer: The network.
             inputs: What it is told at every step besides the state, its clocks and the text.
             text: Encoded prompts, with guidance those of the unconditional samples after the others; None if a cache among
-                the inputs has them.
-            guidance: Scales for video and for actions.
+                the inputs has them, of as many rows.
+            config: Scales of guidance, and where they hold.
             guided: Whether the unconditional pass is needed.
         """
         self.transformer = transformer
-        self.guidance = guidance
+        self.config = config
         self.guided = guided
         # The patch embedding is left alone by quantisation and layerwise casting: its type is that of the activations.
         self.dtype = transformer.patch_embedding.weight.dtype
-        self.inputs = inputs
         if (picture := inputs.get("image_embeds")) is not None:  # guidance is by prompt: both passes see it
-            self.inputs = inputs = inputs | {"image_embeds": picture.to(self.dtype)}
+            inputs = inputs | {"image_embeds": picture.to(self.dtype)}
+        text = None if text is None else text.to(self.dtype)
+        self.told = self.both = inputs | {"text_embeds": text}
         if guided:
-            self.inputs = {k: twice(v) if isinstance(v, Tensor) else v for k, v in inputs.items()}
-        self.text = None if text is None else text.to(self.dtype)
+            self.both = {k: twice(v) if isinstance(v, Tensor) else v for k, v in inputs.items()} | {"text_embeds": text}
+        if guided and config.interval != (0.0, 1.0):  # there are steps without the unconditional samples
+            rows, cache = len(inputs["embodiment"]), inputs.get("cache")
+            self.told = inputs | {
+                "text_embeds": None if text is None else text[:rows],
+                **({} if cache is None else {"cache": cache.part(range(rows))}),
+            }
 
     def __call__(self, state: State, clocks: Clocks) -> State:
         """Return the velocity of `state` at `clocks`."""
-        if not self.guided:
-            return self._velocity(state, clocks)
-        both = self._velocity(_double(state), Clocks(video=_cat(clocks.video), actions=_cat(clocks.actions)))
+        scales = self._scales(clocks.point)
+        if not self.guided or scales == (1.0, 1.0):
+            return self._velocity(state, clocks, self.told)
+        both = self._velocity(
+            _double(state), replace(clocks, video=_cat(clocks.video), actions=_cat(clocks.actions)), self.both
+        )
         conditional, unconditional = (
             State(video=_half(both.video, part), actions=_half(both.actions, part)) for part in (0, 1)
         )
-        return guided(conditional, unconditional, *self.guidance)
+        return guided(conditional, unconditional, *scales)
 
-    def _velocity(self, state: State, clocks: Clocks) -> State:
+    def _scales(self, point: tuple[float, float] | None) -> tuple[float, float]:
+        """Return the scales at a point of the path: 1 for a modality whose clock lies outside the interval."""
+        (low, high), (video, actions) = self.config.interval, self.config.guidance
+        if point is None:
+            return video, actions
+        return video if low <= point[0] <= high else 1.0, actions if low <= point[1] <= high else 1.0
+
+    def _velocity(self, state: State, clocks: Clocks, told: dict[str, Any]) -> State:
         if state.video is None or clocks.video is None:
             raise ConfigError("a sampling run needs video latents; give at least one context frame")
         prediction = self.transformer(
@@ -177,8 +199,7 @@ class VelocityField:
             t_video=clocks.video,
             actions=state.actions,
             t_action=clocks.actions,
-            text_embeds=self.text,
-            **self.inputs,
+            **told,
         )
         video_kind, action_kind = self.transformer.prediction_kinds
         video = actions = None
@@ -189,6 +210,36 @@ class VelocityField:
             clock = expand_clock(clocks.actions, state.actions, ACTION_AXIS)
             actions = to_velocity(prediction.actions.float(), state.actions, clock, action_kind)
         return State(video=video, actions=actions)
+
+
+def walk(
+    field: Field,
+    prepared: tuple[State, ClockPattern, Continuation | None],
+    spec: ModeSpec,
+    grid: Float[Tensor, "steps 2"],
+    config: SamplingConfig,
+    on_step: Callable[[int, State], None] | None = None,
+) -> State:
+    """Walk a path and return the state at its end.
+
+    Args:
+        field: The network's.
+        prepared: Where it starts, who follows the path, and what the actions are drawn to.
+        spec: The mode's row: what is generated decides which velocities must not change to be used again.
+        grid: The path.
+        config: How to walk.
+        on_step: Called after each step.
+    """
+    start, pattern, continuation = prepared
+    bent = field if continuation is None else continuation.field(field)
+    reused = ReusedField(
+        bent,
+        config.reuse,
+        video=spec.gives_video,
+        actions=spec.gives_actions,
+        meter=config.meter,
+    )
+    return sample(reused, start, pattern, grid, solver=config.solver, on_step=on_step)
 
 
 def decode_future(codec: Codec, prepared: Prepared, end: State, conditions: Conditions) -> Float[Tensor, "b v f 3 h w"]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from wam_video.errors import ConfigError, one_of
 from wam_video.flow.modes import POLICY_PATHS
-from wam_video.flow.scheduler import WAMScheduler, check_policy_path, check_solver, guidance_scales
+from wam_video.flow.scheduler import WAMScheduler, check_interval, check_policy_path, check_solver, guidance_scales
 from wam_video.inference.commitment import PlanBefore
 from wam_video.inference.inputs import embodiments_of, frames_array, model_pixels, per_sample, state_of
 from wam_video.inference.noise import Generators, make_generators
@@ -126,6 +126,7 @@ class StreamSession:
         committed_actions: Any = None,
         planned_actions: Any = None,
         continuation: str | None = None,
+        reuse_tolerance: float | None = None,
     ) -> WAMOutput:
         """Say what to do from the last frame on. Nothing of it is remembered but the plan, as what is carried out by default.
 
@@ -141,6 +142,7 @@ class StreamSession:
                 `WAMPipeline.__call__`, like the two below.
             planned_actions: `[n] k da`: the rest of the plan before.
             continuation: `prefix`, `guided` or `replace`.
+            reuse_tolerance: As in `WAMPipeline.__call__`.
 
         Returns:
             Actions float32 `n ta da` in physical units, the first of which begins now: a chunk's, less those that are past
@@ -169,6 +171,8 @@ class StreamSession:
                 path=self._scheduler.path(num_inference_steps),
                 solver=check_solver(solver or config["solver"]),
                 guidance=self._setup.guidance,
+                interval=check_interval(config["guidance_interval"]),
+                reuse=self._scheduler.reuse(reuse_tolerance),
             ),
             generators=make_generators(generator, len(chosen)),
             decode=decode,
@@ -179,10 +183,11 @@ class StreamSession:
             ),
         )
         out = self._memory.act(order)
+        out.calls = order.sampling.meter.computed
         if output_type == "pt":
             return out
         arrays = (None if x is None else torch.as_tensor(x).numpy() for x in (out.actions, out.video))
-        return WAMOutput(**dict(zip(("actions", "video"), arrays, strict=True)))
+        return WAMOutput(**dict(zip(("actions", "video"), arrays, strict=True)), calls=out.calls)
 
     def prompt(
         self,

@@ -14,12 +14,12 @@ from torch import Tensor
 from wam_video.errors import ConfigError
 from wam_video.flow.continuation import Continuation
 from wam_video.flow.modes import Role, path_grid
-from wam_video.flow.solvers import ClockPattern, State, sample
+from wam_video.flow.solvers import ClockPattern, State
 from wam_video.inference.commitment import Commitment
 from wam_video.inference.inputs import horizon
 from wam_video.inference.noise import draw_noise
 from wam_video.inference.outputs import WAMOutput
-from wam_video.inference.sampling import VelocityField, twice
+from wam_video.inference.sampling import VelocityField, twice, walk
 from wam_video.inference.stream_rows import Row, StreamRows, num_chunks
 from wam_video.inference.stream_window import Decision, Observation, StreamSetup, Text
 from wam_video.models import video_codec
@@ -187,9 +187,9 @@ class ChunkMemory(StreamRows):
         inputs = self.inputs(rows, 0 if start.video is None else start.video.shape[3]) | {"image_embeds": None}
         inputs |= {"cache": self._cache and self._cache.part(self.places(rows)), "num_context": 0}
         inputs |= {"action_times": self.action_times(rows).to(setup.device), **self.states(rows)}
-        field = VelocityField(self._network, inputs, None, setup.guidance, guided=setup.guided)
+        field = VelocityField(self._network, inputs, None, order.sampling, guided=setup.guided)
         grid = path_grid(order.spec, order.sampling.path)
-        end = sample(field if bend is None else bend.field(field), start, pattern, grid, solver=order.sampling.solver)
+        end = walk(field, (start, pattern, bend), order.spec, grid, order.sampling)
         video = None
         if order.shows and end.video is not None:
             video = self._decode(rows, end.video)

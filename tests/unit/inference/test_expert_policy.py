@@ -14,7 +14,7 @@ from wam_video.inference.inputs import batch_conditions
 from wam_video.inference.noise import make_generators
 from wam_video.inference.outputs import physical_actions
 from wam_video.inference.pipeline import WAMPipeline
-from wam_video.inference.sampling import VelocityField, prepare
+from wam_video.inference.sampling import SamplingConfig, VelocityField, prepare
 from wam_video.tensors import Batch
 from wam_video.testing import fake_batch, tiny_pipeline
 
@@ -47,7 +47,8 @@ def whole_pass(pipe: WAMPipeline, batch: Batch, guidance: float, solver: str) ->
     texts = [encode(pipe, batch.prompts)]
     texts += [encode(pipe, [""] * len(batch))] if guided else []
     inputs = dict(prepared.inputs, num_context=prepared.num_context)
-    field = VelocityField(pipe.transformer, inputs, torch.cat(texts), (guidance, guidance), guided=guided)
+    sampling = SamplingConfig(path=pipe.scheduler.path(4), solver=solver, guidance=(guidance, guidance))
+    field = VelocityField(pipe.transformer, inputs, torch.cat(texts), sampling, guided=guided)
     grid = path_grid(spec, pipe.scheduler.path(4))
     end = sample(field, prepared.start, prepared.pattern, grid, solver=solver)
     return physical_actions(pipe.processor, end.actions, conditions).numpy()
