@@ -75,7 +75,7 @@ def _head(folder: Path, steps: Sequence[Line]) -> Html:
     chips = [f"step {done}" + (f" of {total} ({done / total:.0%})" if total else "")]
     if last:
         chips.append(f"{number(last['samples_per_second'])} samples/s")
-        if total and last.get("step_s_p50"):
+        if total and done < total and last.get("step_s_p50"):
             chips.append(f"{_duration((total - done) * last['step_s_p50'])} left")
         chips.append(f"waits for data {last['data_wait_share']:.0%} of the time")
         chips += [f"{last['mfu']:.0%} of the device's peak"] if "mfu" in last else []
