@@ -35,6 +35,8 @@ def happen(batch: Batch) -> Batch:
         os.kill(os.getpid(), signal.SIGTERM)
     if KIND == "kill" and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         os.kill(os.getpid(), signal.SIGKILL)
+    if KIND == "late":
+        time.sleep(50)
     if KIND == "hang":
         time.sleep(600)
     return batch

@@ -177,6 +177,15 @@ def test_one_process_that_is_asked_to_stop_saves_and_stops_both_and_the_run_goes
 
 
 @pytest.mark.slow
+def test_a_process_that_does_not_answer_in_time_is_given_up_by_the_others(shards: Path, tmp_path: Path) -> None:
+    results = two("late:1:2", arguments(shards, tmp_path, "health.collective_timeout_s=20"))
+    assert [code for code, _ in results] == [1, 1], results
+    for rank, (_, words) in enumerate(results):
+        assert words.count(f"error: rank {rank}, after step 2: another process of the run was lost") == 1, words
+        assert "Traceback" not in words
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3", "fsdp2"])
 def test_other_engines_skip_what_is_not_finite_on_one_process(shards: Path, tmp_path: Path, name: str) -> None:
     config = ROOT / f"launch/accelerate/{name}.yaml"

@@ -34,6 +34,7 @@ class Tally:
         sets = [f"dataset/{name}/{modality}" for modality in MODALITIES for name in self._datasets]
         self.names = (*REGIONS, *clocks, *sets)
         self._device = device
+        self._term_ids = torch.tensor([self.names.index(name) for name in TERMS], device=device)
 
     def zeros(self) -> Float[Tensor, "2 k"]:
         """Return sums of nothing."""
@@ -61,7 +62,7 @@ class Tally:
 
     def terms(self, sums: Float[Tensor, "*s 2 k"]) -> Float[Tensor, "*s 2 3"]:
         """Return the columns of what the loss consists of (`TERMS`)."""
-        return sums[..., [self.names.index(name) for name in TERMS]]
+        return sums.index_select(-1, self._term_ids)
 
 
 def not_finite(sums: Float[Tensor, "2 3"]) -> list[str]:
