@@ -85,6 +85,8 @@ def _add_clients(result: argparse.ArgumentParser) -> None:
     add("--port", type=int, default=8000, metavar="P", help="port (default 8000); 0 takes a free one and says which")
     add("--token", metavar="T", help="that clients must show; others on this machine can read it: better --token-file")
     add("--token-file", type=Path, metavar="FILE", help="file that holds the token")
+    add("--tls-cert", type=Path, metavar="FILE", help="certificate chain (PEM): clients then connect to wss://")
+    add("--tls-key", type=Path, metavar="FILE", help="its private key (default: in the same file)")
     add(
         "--dialect",
         default="openpi",
@@ -192,7 +194,13 @@ def _configs(a: argparse.Namespace, token: str | None) -> tuple["PolicyConfig", 
     )
     server = ServerConfig(
         socket=SocketConfig(
-            host=a.host, port=a.port, token=token, max_bytes=int(a.max_mb * 2**20), max_connections=4 * a.max_sessions
+            host=a.host,
+            port=a.port,
+            token=token,
+            max_bytes=int(a.max_mb * 2**20),
+            max_connections=4 * a.max_sessions,
+            tls_cert=a.tls_cert,
+            tls_key=a.tls_key,
         ),
         worker=WorkerConfig(batch_window_s=a.batch_window_ms / 1000, max_batch=a.max_batch),
         mapping=MappingConfig(
@@ -232,7 +240,8 @@ async def _serve(
     log = get_logger(__name__)
     seconds = served.warm_up(config.worker.max_batch)  # nobody is let in yet
     await server.start()
-    log.info("warmed up in %.1f s; serving %s on ws://%s:%d", seconds, model, config.socket.host, server.port)
+    where = f"{'ws' if config.socket.tls_cert is None else 'wss'}://{config.socket.host}:{server.port}"
+    log.info("warmed up in %.1f s; serving %s on %s", seconds, model, where)
     await _until_stopped()
     log.info("stopping: nobody is let in, what was asked is answered")
     await server.stop()

@@ -6,6 +6,7 @@ with Client("ws://127.0.0.1:8000") as robot:
 """
 
 from collections.abc import Mapping
+from os import PathLike
 from types import TracebackType
 from typing import Any, Self
 
@@ -29,6 +30,7 @@ class Client:
         session_id: str | None = None,
         timeout_s: float = 60.0,
         max_bytes: int = 64 << 20,
+        tls_ca: str | PathLike[str] | None = None,
     ) -> None:
         """Connect.
 
@@ -39,12 +41,13 @@ class Client:
                 connection only.
             timeout_s: How long to wait for the connection, and for each answer.
             max_bytes: Of an answer.
+            tls_ca: For `wss://`: PEM file of the certificates that are trusted, such as the server's own; None: the system's.
 
         Raises:
             ConfigError: There is no such server, or it does not let us in.
         """
         self._url, self._session_id, self._timeout_s = url, session_id, timeout_s
-        self._socket = sockets.connect(url, token, max_bytes, timeout_s)
+        self._socket = sockets.connect(url, token, max_bytes, timeout_s, tls_ca)
         self.metadata: dict[str, Any] = unpack(self._received())
 
     def infer(self, observation: Mapping[str, Any]) -> Any:

@@ -2,8 +2,11 @@
 
 import hmac
 import logging
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from wam_video.errors import ConfigError, MissingDependencyError
@@ -34,6 +37,10 @@ class SocketConfig:
     max_connections: int = 64
     send_timeout_s: float = 30.0
     """A client that does not take its answer for so long is let go."""
+    tls_cert: Path | None = None
+    """Certificate chain (PEM); with it clients connect to wss://."""
+    tls_key: Path | None = None
+    """Its private key; None: in the same file."""
 
 
 class Peer:
@@ -109,7 +116,7 @@ async def listen(
         from websockets.asyncio.server import serve
     except ImportError as error:
         raise MissingDependencyError("websockets", "serve", "serving a policy") from error
-    connections = 0
+    connections, tls = 0, _server_tls(config)
 
     async def handle(socket: Any) -> None:
         nonlocal connections
@@ -149,6 +156,7 @@ async def listen(
             close_timeout=2,
             logger=_QUIET,
             server_header=None,
+            ssl=tls,
         )
     except OSError as error:
         where = f"{config.host}:{config.port}"
@@ -156,8 +164,38 @@ async def listen(
     return Listener(server)
 
 
-def connect(url: str, token: str | None, max_bytes: int, timeout_s: float) -> Any:
-    """Return a client's connection with `send`, `recv` and `close`, opened.
+def _server_tls(config: SocketConfig) -> ssl.SSLContext | None:
+    if config.tls_cert is None:
+        if config.tls_key is not None:
+            raise ConfigError("--tls-key is given without --tls-cert; give both, or a certificate that holds its key")
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        # an empty password: a key that needs one is refused, rather than asked for on the terminal
+        context.load_cert_chain(config.tls_cert, config.tls_key, password="")
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"--tls-cert {str(config.tls_cert)!r} can't be used ({error}); give a PEM certificate chain and its unencrypted key"
+        ) from error
+    return context
+
+
+def _client_tls(url: str, ca: str | PathLike[str] | None) -> ssl.SSLContext | None:
+    if not url.startswith("wss://"):
+        if ca is not None:
+            raise ConfigError(f"tls_ca is given, but {url!r} is not encrypted; use wss://")
+        return None
+    try:
+        return ssl.create_default_context(cafile=ca)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"tls_ca {str(ca)!r} can't be used ({error}); give a PEM file of certificates") from error
+
+
+def connect(
+    url: str, token: str | None, max_bytes: int, timeout_s: float, tls_ca: str | PathLike[str] | None = None
+) -> Any:
+    """Return a client's connection with `send`, `recv` and `close`, opened; with `tls_ca` who is trusted for wss://.
 
     Raises:
         ConfigError: Nobody answers there, or lets us in.
@@ -168,6 +206,7 @@ def connect(url: str, token: str | None, max_bytes: int, timeout_s: float) -> An
         from websockets.sync.client import connect as open_socket
     except ImportError as error:
         raise MissingDependencyError("websockets", "serve", "talking to a policy server") from error
+    tls = _client_tls(url, tls_ca)
     headers = None if token is None else {"Authorization": f"Bearer {token}"}
     try:
         return open_socket(
@@ -177,6 +216,7 @@ def connect(url: str, token: str | None, max_bytes: int, timeout_s: float) -> An
             max_size=max_bytes,
             open_timeout=timeout_s,
             proxy=None,
+            ssl=tls,
         )
     except (OSError, InvalidHandshake, InvalidURI, TimeoutError) as error:
         raise ConfigError(
