@@ -13,6 +13,6 @@ step ruff format --check --quiet .
 step lint-imports --no-logo
 step pyright --warnings --level error
 step codespell wam_video data_pipelines configs launch tests model_cards README.md CHANGELOG.md
-if command -v shellcheck >/dev/null; then step shellcheck launch/*.sh .ci/run; fi
+if command -v shellcheck >/dev/null; then step shellcheck launch/*.sh launch/*.sbatch .ci/run; fi
 [ "$code" -eq 0 ] && echo "all clean"
 exit "$code"

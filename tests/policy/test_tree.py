@@ -15,11 +15,11 @@ from tests.policy.tree import PACKAGES, ROOT, files, python_files, read
 DIFFUSERS_FOLDERS = frozenset({"wan", "cosmos", "flux", "ltx"})
 """Diffusers takes a component whose module lies in a folder of such a name for one of its own pipelines."""
 
-TEXT = (".py", ".md", ".yaml", ".yml", ".toml", ".sh", ".json", ".txt", ".cfg")
+TEXT = (".py", ".md", ".yaml", ".yml", ".toml", ".sh", ".sbatch", ".json", ".txt", ".cfg")
 MAX_FILE_BYTES = 500 * 1024
 CHECKPOINTS = "model_cards/"
 MAX_CHECKPOINT_BYTES = 8 * 1024 * 1024
-SCRIPTS = sorted(name for name in files() if name.endswith(".sh") or name == ".ci/run")
+SCRIPTS = sorted(name for name in files() if name.endswith((".sh", ".sbatch")) or name == ".ci/run")
 MAX_SCRIPT_LINES = 40
 TOP_LEVEL = frozenset({"wam_video", "configs", "launch", "data_pipelines", "tests", "model_cards"})
 
@@ -106,7 +106,7 @@ def test_the_scripts_of_the_readme_exist() -> None:
 
 def test_data_files_parse() -> None:
     assert [json.loads(read(n)) for n in files() if n.startswith(("launch/", "configs/")) and n.endswith(".json")]
-    assert [yaml.safe_load(read(n)) for n in files() if n.startswith("launch/") and n.endswith(".yaml")]
+    assert [list(yaml.safe_load_all(read(n))) for n in files() if n.startswith("launch/") and n.endswith(".yaml")]
 
 
 def test_two_processes_on_a_cpu_are_really_two() -> None:

@@ -179,7 +179,9 @@ def _launch() -> "Launch":
     if not torch.accelerator.is_available():  # whoever imports DeepSpeed would be warned that it had to guess
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    return Launch(num_processes=processes, deepspeed=deepspeed, fsdp=fsdp, offload=fsdp and offload)
+    hybrid = fsdp and os.environ.get("FSDP_SHARDING_STRATEGY", "").endswith("HYBRID_SHARD")
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if hybrid else 0
+    return Launch(num_processes=processes, deepspeed=deepspeed, fsdp=fsdp, offload=fsdp and offload, shard_size=here)
 
 
 def _export(folder: Path, parts: "Parts", config: "TrainConfig") -> None:

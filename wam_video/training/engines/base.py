@@ -29,6 +29,8 @@ class Launch:
     fsdp: bool = False
     offload: bool = False
     """The launcher's file asks for FSDP's weights on the CPU."""
+    shard_size: int = 0
+    """Processes of this machine, where the launcher's file asks for hybrid sharding; else 0."""
 
     @property
     def engine(self) -> str:

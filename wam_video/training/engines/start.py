@@ -29,6 +29,8 @@ def start_engine(config: EngineConfig, launch: Launch) -> Engine:
     """
     if launch.offload:
         config = replace(config, fsdp=replace(config.fsdp, cpu_offload=True))
+    if launch.shard_size and not config.fsdp.shard_size:
+        config = replace(config, fsdp=replace(config.fsdp, shard_size=launch.shard_size))
     wanted = launch.engine if config.engine == "auto" else config.engine
     cpu = not torch.cuda.is_available()
     patience = timedelta(seconds=config.collective_timeout_s)
