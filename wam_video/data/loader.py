@@ -12,11 +12,11 @@ from wam_video.data.latents import from_bits
 from wam_video.data.merge import check_sizes, merge_embodiments, merge_fit, merge_stats
 from wam_video.data.mixture import BucketMixture
 from wam_video.data.order import WindowOrder, keyed_rng
-from wam_video.data.reader import Clip, SampleError
+from wam_video.data.reader import SampleError, because
 from wam_video.data.settings import DataConfig, DatasetConfig, buckets
 from wam_video.data.shard_set import ClipCache, ShardSet
 from wam_video.data.stream import BatchLoader, BatchStream, SkipLog
-from wam_video.data.windows import WindowConfig, cut_window
+from wam_video.data.windows import Window, WindowConfig, cut_window
 from wam_video.errors import ConfigError, DataError, one_of
 from wam_video.log import get_logger
 from wam_video.tensors import Batch, SkippedClip
@@ -51,7 +51,8 @@ class WindowDataset:
             )
         self.config, self.seed, self.shuffle = config, seed, shuffle
         names = sorted(config.datasets)
-        self._sets = [_open(config, name, config.datasets[name]) for name in names]
+        # What is broken in a large video then shows in the windows that need it, which only a shuffled order can replace.
+        self._sets = [_open(config, name, config.datasets[name], lazy=shuffle) for name in names]
         self.embodiments = merge_embodiments(self._sets)
         for window in [config.window, *(s.window for s in self._sets)]:
             for name in window.action_horizons:
@@ -129,12 +130,10 @@ class WindowDataset:
         skipped: list[tuple[str, str, str, str, bool]] = []
         places, windows, prompts, latents = [], [], [], []
         for index in map(int, indices):
-            place, clip, stored = self._draw(index, skipped)  # one at a time: a batch of clips may not fit
-            dataset, number, frame = place
-            shards = self._sets[dataset]
-            windows.append(cut_window(clip, frame, shards.window, shards.spec(number).views))
+            place, texts, window, stored = self._draw(index, skipped)  # one at a time: a batch of clips may not fit
+            windows.append(window)
             latents.append(stored)
-            prompts.append(self._prompt(clip.info.get("prompts") or [""], index))
+            prompts.append(self._prompt(texts, index))
             places.append(place)
         if len({self._buckets[dataset] for dataset, _, _ in places}) > 1:
             raise ConfigError(
@@ -216,15 +215,18 @@ class WindowDataset:
 
     def _draw(
         self, index: int, skipped: list[tuple[str, str, str, str, bool]]
-    ) -> tuple[Place, Clip, UInt16[np.ndarray, "v c t h w"] | None]:
-        """Return the window of an index, its decoded clip and its latents, or a substitute where that can't be used."""
+    ) -> tuple[Place, Sequence[str], Window, UInt16[np.ndarray, "v c t h w"] | None]:
+        """Return the place of an index, its clip's prompts, the window and its latents, or a substitute where that can't be used."""
         place = self._locate(index)
         for attempt in range(1, _TRIES + 1):
             dataset, clip, frame = place
             shards = self._sets[dataset]
             try:
                 decoded = shards.load(clip, self._cache, self.config.decoder)
-                return place, decoded, shards.cut_latents(decoded, clip, frame)
+                stored = shards.cut_latents(decoded, clip, frame)
+                with because("video"):  # a large video is decoded only here
+                    window = cut_window(decoded, frame, shards.window, shards.spec(clip).views)
+                return place, decoded.info.get("prompts") or [""], window, stored
             except SampleError as error:
                 if not self.shuffle:
                     raise
@@ -254,14 +256,14 @@ class WindowDataset:
         return str(prompts[int(np.random.Generator(np.random.Philox(key=key)).integers(len(prompts)))])
 
 
-def _open(config: DataConfig, name: str, dataset: DatasetConfig) -> ShardSet:
+def _open(config: DataConfig, name: str, dataset: DatasetConfig, *, lazy: bool = False) -> ShardSet:
     window = config.window_of(name)
     if window.max_views > config.window.max_views:
         raise ConfigError(
             f"data.datasets.{name}.window.max_views is {window.max_views}; allowed: up to data.window.max_views "
             f"({config.window.max_views}), for which the network is made"
         )
-    return ShardSet(
+    shards = ShardSet(
         name,
         dataset.path,
         dataset.split,
@@ -271,6 +273,8 @@ def _open(config: DataConfig, name: str, dataset: DatasetConfig) -> ShardSet:
         skip=config.skip,
         use_latents=config.use_latents,
     )
+    shards.decodes_lazily = lazy
+    return shards
 
 
 def _merge_skips(skipped: Sequence[tuple[str, str, str, str, bool]]) -> tuple[SkippedClip, ...]:

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8, UInt16
 
+from wam_video.data.lazy_video import LazyVideo
 from wam_video.data.manifest import SampleEntry, ShardEntry
 from wam_video.data.rows import Rows, Span
 from wam_video.data.schema import MEMBER_SUFFIXES, SCHEMA_VERSION
@@ -21,6 +22,9 @@ from wam_video.errors import DataError
 
 MAX_CLIP_BYTES = 8 << 30
 """Decoded pixels of one clip; more is refused before anything is decoded."""
+
+LAZY_BYTES = 8 << 20
+"""A view of so many decoded bytes is decoded as its frames are taken, where that is asked for; a smaller one at once."""
 
 _MAX_JSON_BYTES = 16 << 20
 _ARRAYS = ("actions", "state", "reward")
@@ -239,6 +243,7 @@ def decode_clip(
     decoder: str = "auto",
     where: str = "sample",
     latent_views: Sequence[str] = (),
+    lazy: bool = False,
 ) -> Clip:
     """Decode the members of one sample.
 
@@ -248,6 +253,7 @@ def decode_clip(
         decoder: See `video.open_video`; shards are H.264, which both decoders know.
         where: Shard and key, for messages.
         latent_views: Cameras whose stored latents are read, too.
+        lazy: Large videos are `LazyVideo`s, for windows; what is broken in them shows when it is taken.
 
     Raises:
         SampleError: A member is broken or contradicts the json; the message names it.
@@ -259,13 +265,16 @@ def decode_clip(
     present = [suffix.removesuffix(".mp4") for suffix in sorted(members) if suffix.endswith(".mp4")]
     with because("video"):
         video = {
-            view: _decode_video(members[f"{view}.mp4"], info.get("num_frames"), decoder, f"{where}, member {view}.mp4")
+            view: _decode_video(
+                members[f"{view}.mp4"], info.get("num_frames"), decoder, f"{where}, member {view}.mp4", lazy
+            )
             for view in (views if views is not None else present)
             if view in present
         }
     with because("arrays"):
         latents = _decode_latents(members, latent_views, where)
-    return Clip(video=video, info=info, latents=latents, **arrays)
+    # a LazyVideo has what `cut_window` needs of an array, and who asks for it cuts windows
+    return Clip(video=cast(Mapping[str, np.ndarray], video), info=info, latents=latents, **arrays)
 
 
 def _decode_latents(
@@ -285,18 +294,20 @@ def _decode_latents(
     return latents
 
 
-def _decode_video(data: bytes, num_frames: int | None, decoder: str, name: str) -> UInt8[np.ndarray, "f h w c"]:
-    reader = open_video(data, decoder=decoder, name=name)
+def _decode_video(
+    data: bytes, num_frames: int | None, decoder: str, name: str, lazy: bool
+) -> UInt8[np.ndarray, "f h w c"] | LazyVideo:
+    reader = open_video(data, decoder=decoder, name=name) if decoder == "decord" else LazyVideo(data, name)
     count = len(reader)
     if count != num_frames:
         raise DataError(
             f"{name} has {count} frames, its json says {num_frames}; it is truncated: convert the dataset again"
         )
-    first = reader.get([0])
-    if first.nbytes * count > MAX_CLIP_BYTES:
-        raise DataError(
-            f"{name} would take {first.nbytes * count >> 20} MiB decoded; allowed: {MAX_CLIP_BYTES >> 20} MiB"
-        )
+    size = reader.nbytes if isinstance(reader, LazyVideo) else reader.get([0]).nbytes * count
+    if size > MAX_CLIP_BYTES:
+        raise DataError(f"{name} would take {size >> 20} MiB decoded; allowed: {MAX_CLIP_BYTES >> 20} MiB")
+    if isinstance(reader, LazyVideo):
+        return reader if lazy and size >= LAZY_BYTES else reader.whole()
     frames = reader.get(range(count))
     reader.close()
     return frames
@@ -310,6 +321,7 @@ def load_clip(
     views: Sequence[str] | None = None,
     decoder: str = "auto",
     latent_views: Sequence[str] = (),
+    lazy: bool = False,
 ) -> Clip:
     """Read and decode one sample; see `read_sample` and `decode_clip`."""
     store = as_store(folder)
@@ -318,7 +330,7 @@ def load_clip(
         members, rows = _read_rows(store.folder / shard.name, sample, latent_views)
         return replace(decode_clip(members, views=views, decoder=decoder, where=where), latents=rows)
     members = read_sample(store, shard, sample)
-    return decode_clip(members, views=views, decoder=decoder, where=where, latent_views=latent_views)
+    return decode_clip(members, views=views, decoder=decoder, where=where, latent_views=latent_views, lazy=lazy)
 
 
 def _read_rows(path: Path, sample: SampleEntry, views: Sequence[str]) -> tuple[dict[str, bytes], dict[str, Rows]]:

@@ -82,6 +82,8 @@ class ShardSet:
         self.embodiments = dict(manifest.embodiments)
         self.fit = str(manifest.options.get("fit", "pad"))
         self.size: tuple[int, int] = (int(manifest.options.get("height", 0)), int(manifest.options.get("width", 0)))
+        self.decodes_lazily = False
+        """Decode large videos of the stored size as windows are cut from them."""
         self.window = window if window.height else replace(window, height=self.size[0], width=self.size[1])
         self.encoding = encoding_of(manifest.options, name)
         if self.encoding and use_latents:
@@ -220,7 +222,8 @@ class ShardSet:
             raise SampleError(f"data.skip names {self.name}/{sample.key}", "listed")
         views = self.embodiments[sample.embodiment].views[: self.window.max_views]
         pixels, latents = ((), views) if self.encoding else (views, ())
-        decoded = load_clip(self.store, shard, sample, views=pixels, decoder=decoder, latent_views=latents)
+        lazy = self.decodes_lazily and self.size == (self.window.height, self.window.width)
+        decoded = load_clip(self.store, shard, sample, views=pixels, decoder=decoder, latent_views=latents, lazy=lazy)
         if self.encoding:  # frames without pixels: there is still a window to cut, and a mask of what was recorded
             blank = np.zeros((sample.num_frames, 0, 0, 3), np.uint8)
             decoded = replace(decoded, video={view: blank for view in views if view in decoded.latents})

@@ -115,7 +115,7 @@ class _DecordReader:
                 io.BytesIO(source) if isinstance(source, bytes) else str(source), num_threads=1
             )
         except Exception as error:  # decord raises RuntimeError and its own DECORDError
-            raise _broken(name, error) from error
+            raise broken_video(name, error) from error
 
     def __len__(self) -> int:
         return len(self._reader)
@@ -125,7 +125,7 @@ class _DecordReader:
         try:
             return self._reader.get_batch(wanted.tolist()).asnumpy()
         except Exception as error:
-            raise _broken(self._name, error) from error
+            raise broken_video(self._name, error) from error
 
     def close(self) -> None:
         del self._reader
@@ -138,7 +138,7 @@ class _PyAVReader:
             self._container = av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source), mode="r")
             self._stream = self._container.streams.video[0]
         except (av.FFmpegError, OSError, IndexError, ValueError) as error:
-            raise _broken(name, error) from error
+            raise broken_video(name, error) from error
         self._stream.thread_type = "NONE"
         context = self._stream.codec_context
         if context.width * context.height > MAX_FRAME_PIXELS:
@@ -158,7 +158,7 @@ class _PyAVReader:
             pts = sorted(p.pts for p in packets if p.pts is not None and not p.is_discard)
             self._container.seek(pts[0] if pts else 0, stream=self._stream)
         except (av.FFmpegError, OSError) as error:
-            raise _broken(self._name, error) from error
+            raise broken_video(self._name, error) from error
         return np.asarray(pts, dtype=np.int64)
 
     def __len__(self) -> int:
@@ -187,7 +187,7 @@ class _PyAVReader:
                 if (target := next(wanted, None)) is None:
                     return
         except (av.FFmpegError, OSError) as error:
-            raise _broken(self._name, error) from error
+            raise broken_video(self._name, error) from error
         raise DataError(
             f"video {self._name!r} breaks off before frame {run[-1]}; it is truncated: make or fetch it again"
         )
@@ -196,7 +196,8 @@ class _PyAVReader:
         self._container.close()
 
 
-def _broken(name: str, error: Exception) -> DataError:
+def broken_video(name: str, error: Exception) -> DataError:
+    """Return the error that says that a video can't be decoded, and the library's own words."""
     told = _DECORD_PLACE.sub("", str(error)).strip()
     reason = told.splitlines()[0][:120] if told else type(error).__name__
     return DataError(f"video {name!r} can't be decoded ({reason}); it is truncated or no video: make or fetch it again")
