@@ -195,7 +195,7 @@ class VelocityField:
         if state.video is None or clocks.video is None:
             raise ConfigError("a sampling run needs video latents; give at least one context frame")
         prediction = self.transformer(
-            latents=state.video.to(self.dtype),
+            latents=state.video.to(self.dtype).contiguous(),  # as in later steps: one graph for a compiled network
             t_video=clocks.video,
             actions=state.actions,
             t_action=clocks.actions,

@@ -9,7 +9,7 @@ that was handed in must not be used again. Rows of a batch may be at different c
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -129,16 +129,16 @@ class KVCache:
     filled: int = 0
     """Places that some row has used since all were empty; the reset of a row does not free them, so that the shapes, and with
     them the bits, of the other rows stay."""
+    solid: bool = field(init=False)
+    """Whether all rows have observed as many chunks and no place between them is free; then nothing needs hiding."""
+    next_chunk: Int[Tensor, " b"] = field(init=False)
+    """Number of the chunk that each row observes or predicts next: `counts` for the network, which a compiled one must not
+    read as Python numbers, or it would be compiled anew for each chunk."""
 
-    @property
-    def solid(self) -> bool:
-        """Whether all rows have observed as many chunks and no place between them is free; then nothing needs hiding."""
+    def __post_init__(self) -> None:
         used = sum(self.layout.chunk if chunk else self.layout.first for chunk in self._kept(self.counts[0]))
-        return len(set(self.counts)) == 1 and used == self.filled
-
-    def next_chunk(self, device: torch.device) -> Int[Tensor, " b"]:
-        """Return the number of the chunk that each row observes or predicts next."""
-        return torch.tensor(self.counts, device=device)
+        object.__setattr__(self, "solid", len(set(self.counts)) == 1 and used == self.filled)
+        object.__setattr__(self, "next_chunk", torch.tensor(self.counts, device=self.meta.real.device))
 
     def past_meta(self) -> TokenMeta | None:
         """Return the metadata of the places in use."""
@@ -178,8 +178,8 @@ class KVCache:
             start = self.layout.start(self.counts[row])
             size = self._end(self.counts[row], whole=True) - start
             fields[3][row, start : start + size] = 0
-            for place, field in zip(fields, meta, strict=True):
-                place[row, start : start + tokens] = field[row if field.shape[0] > 1 else 0]
+            for place, value in zip(fields, meta, strict=True):
+                place[row, start : start + tokens] = value[row if value.shape[0] > 1 else 0]
             last[row] = frame[row]
         counts = tuple(count + (row in selected) for row, count in enumerate(self.counts))
         filled = max([self.filled, *(self._end(self.counts[row]) for row in selected)])

@@ -101,7 +101,7 @@ class ObservesChunks(RunsBlocks):
             ConfigError: The cache is full, or the chunk has another size than it was made for.
         """
         self.check_conditions(condition, None, cached=True)
-        chunk = cache.next_chunk(latents.device)[:, None]
+        chunk = cache.next_chunk[:, None]
         kept = self.attention.action_history and actions is not None
         zeros = t_video.new_zeros(t_video.shape[0], 0)
         call = Call(

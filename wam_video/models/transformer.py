@@ -201,7 +201,7 @@ class WAMTransformer(ObservesChunks, ModelMixin, ConfigMixin, PeftAdapterMixin, 
             actions = None
             t_action = action_times = t_video.new_zeros(t_video.shape[0], 0)
         count = actions.shape[1] if actions is not None else 0
-        start = None if cache is None else cache.next_chunk(latents.device)
+        start = None if cache is None else cache.next_chunk
         ids = chunk_ids(
             self.attention,
             frames=latents.shape[3],
