@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from diffusers import WanTransformer3DModel
 
+from wam_video.cli.bench_policy import add_policy
 from wam_video.log import progress, setup_logging
 from wam_video.models.transformer import WAMTransformer
 
@@ -37,6 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--runs", type=int, default=5, help="counted pairs, after one warm-up")
     train.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     train.add_argument("--output", type=Path, help="write the figures as JSON here")
+    train.set_defaults(measure=bench_train)
+    add_policy(commands)
     return parser
 
 
@@ -44,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     args = build_parser().parse_args(argv)
     setup_logging()
-    figures = bench_train(args)
+    figures = args.measure(args)
     text = json.dumps(figures, indent=2)
     if args.output:
         args.output.write_text(text + "\n")

@@ -1,0 +1,284 @@
+"""How long a decision takes, and where: encoding, prefill, denoising, decoding, and what lies between them.
+
+A decision is a robot's: the frames that came since the last one are shown to a session, and it acts. Several ways to decide take
+turns in one process, in alternating order, so that a machine whose speed drifts favours none; ratios are pair by pair.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+
+from wam_video.errors import ConfigError
+from wam_video.flow.modes import POLICY_PATHS, path_grid
+from wam_video.flow.scheduler import check_policy_path
+from wam_video.inference.pipeline import WAMPipeline
+from wam_video.inference.plan import DecisionConfig, decision_layout, plan_decision
+from wam_video.inference.stream import StreamSession
+from wam_video.models.devices import get_device
+from wam_video.models.flops import NetworkShape, count_parameters
+from wam_video.models.video_codec import num_latents, spatial_factor, temporal_factor
+
+PARTS = ("encode", "prefill", "denoise", "decode", "rest")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One way to decide."""
+
+    name: str
+    steps: int | None = None
+    path: str | None = None
+    guidance: float | None = None
+    reuse: float | None = None
+    """Tolerance of `flow.reuse`."""
+    decode: bool = False
+    """Whether the video that a path makes is decoded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyBenchConfig:
+    """What is measured."""
+
+    variants: tuple[Variant, ...]
+    decisions: int = 20
+    """Counted ones of each variant."""
+    warmup: int = 2
+    robots: int = 1
+    embodiment: str | None = None
+    prompt: str = ""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, low in (("decisions", 1), ("warmup", 0), ("robots", 1)):
+            if getattr(self, name) < low:
+                raise ConfigError(f"{name} is {getattr(self, name)}; allowed: {low} or more")
+        names = [variant.name for variant in self.variants]
+        if not names or len(set(names)) != len(names):
+            raise ConfigError(
+                f"variants are {', '.join(names) or 'none'}; give at least one, each under a name of its own"
+            )
+
+
+class Stopwatch:
+    """Seconds spent inside some calls; of calls within calls only the outer one counts."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._device, self._inside = device, False
+
+    def now(self) -> float:
+        """Return the time when everything that was begun is done."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return perf_counter()
+
+    @contextmanager
+    def watch(self, owner: Any, method: str, part: str) -> Iterator[None]:
+        """Count a method's calls as `part` until the block ends."""
+        inner = getattr(owner, method)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            if self._inside:
+                return inner(*args, **kwargs)
+            self._inside, began = True, self.now()
+            try:
+                return inner(*args, **kwargs)
+            finally:
+                self.seconds[part] += self.now() - began
+                self._inside = False
+
+        owner.__dict__[method] = timed  # nn.Module would refuse a function as an attribute of a module's name
+        try:
+            yield
+        finally:
+            del owner.__dict__[method]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """One decision."""
+
+    total: float
+    parts: dict[str, float]
+    calls: int
+
+
+def measure(
+    pipe: WAMPipeline, config: PolicyBenchConfig, on_decision: Callable[[int, int], None] = lambda done, total: None
+) -> dict[str, list[Timed]]:
+    """Decide with every variant in turn and return the timings of each, warm-up left out."""
+    robots = {variant.name: _Robot(pipe, config, variant) for variant in config.variants}
+    found: dict[str, list[Timed]] = {name: [] for name in robots}
+    rounds = config.warmup + config.decisions
+    for turn in range(rounds):
+        for name in sorted(robots, reverse=bool(turn % 2)):
+            timed = robots[name].decide(turn)
+            if turn >= config.warmup:
+                found[name].append(timed)
+        on_decision(turn + 1, rounds)
+    return found
+
+
+class _Robot:
+    """A session that is shown noise."""
+
+    def __init__(self, pipe: WAMPipeline, config: PolicyBenchConfig, variant: Variant) -> None:
+        self._pipe, self._config, self._variant = pipe, config, variant
+        self._watch = Stopwatch(pipe._execution_device)
+        began = self._watch.now()
+        self._session: StreamSession = pipe.stream(
+            embodiment=config.embodiment,
+            prompt=config.prompt,
+            batch_size=config.robots,
+            guidance_scale=variant.guidance,
+        )
+        self.start_ms = round(1000 * (self._watch.now() - began), 3)
+        self._spec = pipe.processor.spec(self._session.embodiments[0])
+        self._rng = np.random.default_rng(config.seed)
+
+    def decide(self, turn: int) -> Timed:
+        """Observe and act; the first time with the whole context."""
+        pipe, variant, watch = self._pipe, self._variant, self._watch
+        frames = pipe.processor.window.num_context_frames if turn == 0 else fresh_frames(pipe)
+        video, state = self._sees(frames)
+        watch.seconds.clear()
+        with ExitStack() as stack:
+            for owner, method, part in _calls(pipe):
+                stack.enter_context(watch.watch(owner, method, part))
+            began = watch.now()
+            self._session.observe(video, state)
+            out = self._session.act(
+                path=variant.path,
+                num_inference_steps=variant.steps,
+                reuse_tolerance=variant.reuse,
+                generator=[self._config.seed + turn] * self._config.robots,
+                decode=variant.decode,
+            )
+            total = watch.now() - began
+        parts = {part: watch.seconds[part] for part in PARTS[:-1]}
+        return Timed(total=total, parts={**parts, "rest": total - sum(parts.values())}, calls=out.calls or 0)
+
+    def _sees(self, frames: int) -> tuple[np.ndarray, np.ndarray | None]:
+        window, rows = self._pipe.processor.window, self._config.robots
+        size, views = (window.height or 64, window.width or 64), min(len(self._spec.views), window.max_views)
+        video = self._rng.integers(0, 256, (rows, views, frames, *size, 3), dtype=np.uint8)
+        return video, np.zeros((rows, self._spec.state_dim), np.float32) if self._spec.state_dim else None
+
+
+def fresh_frames(pipe: WAMPipeline) -> int:
+    """Return the frames that a robot shows between two decisions: a chunk's, or one to a network without chunks."""
+    rule = pipe.transformer.attention
+    return rule.chunk_frames * temporal_factor(pipe.vae) if rule.causal else 1
+
+
+def _calls(pipe: WAMPipeline) -> list[tuple[Any, str, str]]:
+    calls = [(pipe.vae, "encode", "encode"), (pipe.vae, "decode", "decode")]
+    if hasattr(pipe.vae, "encoder"):  # a stream encodes group by group
+        calls.append((pipe.vae.encoder, "forward", "encode"))
+    return [*calls, (pipe.transformer, "observe", "prefill"), (pipe.transformer, "forward", "denoise")]
+
+
+def summary(pipe: WAMPipeline, config: PolicyBenchConfig, found: dict[str, list[Timed]], peak: str) -> dict[str, Any]:
+    """Return the figures as JSON-able numbers: latencies in milliseconds, parts, operations, and ratios to the first variant.
+
+    Args:
+        pipe: The policy.
+        config: What was measured.
+        found: The timings.
+        peak: Name of the device of the roofline (`models.devices`).
+
+    Raises:
+        ConfigError: There is no such device.
+    """
+    first = [timed.total for timed in found[config.variants[0].name]]
+    return {
+        "network": {
+            "parameters": sum(count_parameters(pipe.transformer).values()),
+            "dtype": str(pipe.transformer.patch_embedding.weight.dtype).removeprefix("torch."),
+        },
+        "robots": config.robots,
+        "decisions": config.decisions,
+        "peak": {"device": peak, "bf16_tflops": get_device(peak).bf16_tflops},
+        "variants": [
+            {
+                **asdict(variant),
+                **_latencies(found[variant.name]),
+                **_on_paper(pipe, config, variant, found[variant.name], peak),
+                "ratio": _ratios([timed.total for timed in found[variant.name]], first),
+            }
+            for variant in config.variants
+        ],
+    }
+
+
+def _latencies(timings: Sequence[Timed]) -> dict[str, Any]:
+    ms = 1000 * np.asarray([timed.total for timed in timings])
+    p50, p95, p99 = (round(float(np.quantile(ms, q)), 3) for q in (0.5, 0.95, 0.99))
+    parts = {part: round(1000 * float(np.median([t.parts[part] for t in timings])), 3) for part in PARTS}
+    return {
+        "latency_ms": {"p50": p50, "p95": p95, "p99": p99},
+        "hz": round(1000 / p50, 3),
+        "parts_ms": parts,
+        "calls": float(np.mean([t.calls for t in timings])),
+    }
+
+
+def _ratios(seconds: Sequence[float], first: Sequence[float]) -> dict[str, float]:
+    ratios = np.asarray(seconds) / np.asarray(first)
+    return {
+        "median": round(float(np.median(ratios)), 4),
+        "min": round(float(ratios.min()), 4),
+        "max": round(float(ratios.max()), 4),
+    }
+
+
+def _on_paper(
+    pipe: WAMPipeline, config: PolicyBenchConfig, variant: Variant, timings: Sequence[Timed], peak: str
+) -> dict[str, Any]:
+    """Return operations and roofline of the network's part; codec, text encoder and host are not counted there."""
+    network, window, codec = pipe.transformer, pipe.processor.window, pipe.vae
+    rule, spec = (
+        network.attention,
+        POLICY_PATHS[check_policy_path(variant.path or pipe.scheduler.config["policy_path"])],
+    )
+    context, total = (num_latents(codec, n) for n in (window.num_context_frames, window.num_frames))
+    chunks = max((total - context) // rule.chunk_frames, 1) if rule.causal else 1
+    frames = context + (rule.chunk_frames if rule.causal else total - context)
+    side = spatial_factor(codec)
+    grid = (frames, (window.height or 64) // side, (window.width or 64) // side)
+    shape = NetworkShape.of(network.config)
+    layout = shape.layout(views=window.max_views, grid=grid, actions=window.action_horizon // chunks)
+    calls = round(float(np.mean([t.calls for t in timings])))
+    text = pipe.tokenizer.model_max_length if pipe.tokenizer is not None else 64
+    decision = DecisionConfig(
+        calls=max(calls, 1),
+        context=context,
+        fresh=min(rule.chunk_frames, context) if rule.causal else None,
+        cached=rule.caches,
+        text=text,
+        guidance=variant.guidance not in (None, 1.0),
+        batch_size=config.robots,
+    ).for_network(rule)
+    plan = plan_decision(
+        shape,
+        decision_layout(layout, spec, context, rule),
+        sum(count_parameters(network).values()),
+        decision,
+        get_device(peak),
+    )
+    seconds = float(np.median([t.parts["prefill"] + t.parts["denoise"] for t in timings]))
+    flops = plan.decision_flops * config.robots
+    return {
+        "steps_of_path": len(path_grid(spec, pipe.scheduler.path(variant.steps))) - 1,
+        "flops": flops,
+        "gflop_s": round(flops / seconds / 1e9, 3),
+        "share_of_peak": round(flops / seconds / (get_device(peak).bf16_tflops * 1e12), 6),
+        "floor_ms": round(1000 * plan.peak_latency_s, 4),
+        "share_of_roofline": round(plan.peak_latency_s / seconds, 6),
+    }
