@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from tests.unit.training.fakes import FakeFeed, tiny_config
 from wam_video.cli.train import _launch
 from wam_video.training import callbacks as hooks
-from wam_video.training.engines import EngineConfig, start_engine
 from wam_video.training.config import AdapterConfig, OptimConfig
+from wam_video.training.engines import EngineConfig, start_engine
 from wam_video.training.trainer import Trainer
 
 PARTS = {"adapter": AdapterConfig, "optim": OptimConfig}

@@ -219,7 +219,7 @@ def _training(
     step = StepConfig(
         batch_size=config.batch_size if arguments.batch_size is None else arguments.batch_size,
         grad_accum=config.grad_accum,
-        checkpointing=config.gradient_checkpointing,
+        checkpointing=config.gradient_checkpointing == "full",
         efficiency=arguments.efficiency,
     )
     return plan_training(shape, call, parameters, sharding, step, get_device(arguments.device))

@@ -75,7 +75,8 @@ def check_policy_run(config: Any) -> None:
         ("optim.name", "adamw", "that is its optimizer"),
         ("backbone", None, "it starts from nothing"),
         ("init_from", None, "it starts from nothing"),
-        ("gradient_checkpointing", False, "it is small"),
+        ("gradient_checkpointing", "none", "it is small"),
+        ("compile", False, "it has no blocks"),
     )
     for key, wanted, reason in plain:
         value = config

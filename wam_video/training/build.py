@@ -34,6 +34,7 @@ from wam_video.models.teacher import TeacherHead, read_block
 from wam_video.models.text import build_byte_t5, encode_text
 from wam_video.models.transformer import WAMTransformer
 from wam_video.models.video_codec import Codec, PixelCodec, latent_channels, num_latents, spatial_factor
+from wam_video.training.activations import checkpoint_activations
 from wam_video.training.adapters import add_adapter
 from wam_video.training.config import CodecConfig, ImageEncoderConfig, TextConfig, TrainConfig
 from wam_video.training.sample import TrainingSample
@@ -159,8 +160,7 @@ def build_parts(config: TrainConfig, embodiments: Mapping[str, EmbodimentSpec], 
     add_adapter(transformer, config.adapter, config.seed)
     parts.codec.requires_grad_(False).eval()
     parts.text_encoder.requires_grad_(config.text.train)
-    if config.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing()
+    checkpoint_activations(transformer, config.gradient_checkpointing)
     return parts
 
 

@@ -26,7 +26,7 @@ FREE_ON_RESUME = (
         "export_on_save",
         "scheduler",
     ),
-    "fsdp",
+    *("fsdp", "compile"),
     "adapter.export",
     *("health.straggler_ratio", "health.straggler_intervals", "health.hang_seconds", "health.collective_timeout_s"),
     *("health.grace_seconds", "health.peak_tflops"),
@@ -275,7 +275,11 @@ class TrainConfig:
     """Arguments of `WAMScheduler`: how the exported model samples unless asked otherwise."""
     mixed_precision: str = "auto"
     """`bf16`, `no`, or `auto`: bf16 where the device has it."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: str = "none"
+    """What of a block is computed again in the backward pass instead of kept: `none`; `full` (or true): all of it, for the
+    least memory and a third more work; `selective`: all but matrix products and attention, nearly for free."""
+    compile: bool = False
+    """Compile every block with torch.compile, each by itself as one graph; the first step of each geometry takes its time."""
     engine: str = "auto"
     """What must carry the run: `single`, `ddp`, `deepspeed`, `fsdp`, or `auto`: whatever it was launched with."""
     fsdp: FSDPConfig = field(default_factory=FSDPConfig)
@@ -308,6 +312,8 @@ class TrainConfig:
     health: HealthConfig = field(default_factory=HealthConfig)
 
     def __post_init__(self) -> None:
+        plain = str(self.gradient_checkpointing).lower()  # it was a boolean once
+        object.__setattr__(self, "gradient_checkpointing", {"true": "full", "false": "none"}.get(plain, plain))
         for name in (
             "steps",
             "batch_size",
@@ -330,6 +336,7 @@ class TrainConfig:
             ("normalization", ("quantile", "mean_std", "min_max")),
             ("mixed_precision", ("auto", "no", "bf16")),
             ("engine", ("auto", "single", "ddp", "deepspeed", "fsdp")),
+            ("gradient_checkpointing", ("none", "full", "selective")),
         ):
             if getattr(self, name) not in allowed:
                 raise ConfigError(one_of(name, getattr(self, name), allowed))
@@ -342,6 +349,11 @@ class TrainConfig:
         self._check_across()
 
     def _check_across(self) -> None:
+        if self.compile and self.gradient_checkpointing == "selective":
+            raise ConfigError(
+                "gradient_checkpointing is 'selective' and compile is true, whose compiler chooses by itself what to keep; "
+                "set gradient_checkpointing to none or full"
+            )
         if not self.save_timeout_s > 0:
             raise ConfigError(f"save_timeout_s is {self.save_timeout_s}; allowed: above 0 (seconds)")
         if self.network == "diffusion_policy":

@@ -17,6 +17,7 @@ from wam_video.log import get_logger
 from wam_video.models.teacher import AlignmentTerms
 from wam_video.tensors import Batch, Prediction
 from wam_video.training import checkpoint, state
+from wam_video.training.activations import compile_blocks
 from wam_video.training.adapters import seed_dropout
 from wam_video.training.baseline import assemble
 from wam_video.training.build import Parts
@@ -88,6 +89,8 @@ class Trainer:
         share(config, self.parts.transformer)
         scales = lr_scales(config, [name for name, _ in module.named_parameters()])
         freeze(module, scales)
+        if config.compile:
+            compile_blocks(self.parts.transformer)
         engine.prepare(module, partial(build_optimizer, config.optim, scales=scales))
         self.ema = EMA(config.ema, engine.weights)
         self.sampler = Sampler(
@@ -109,6 +112,7 @@ class Trainer:
         self._facts: dict[str, Any] = {
             "config": to_dict(config),
             "code": code_versions(),
+            "samples_per_step": self.samples_per_step,
             "data": {"stats_hash": processor.config["stats_hash"]},
         }
         self._facts |= {"base": self.parts.base_hash, "teacher": self.teacher and self.teacher.fingerprint}
@@ -288,7 +292,10 @@ class Trainer:
             return
         saved: dict[str, Any] = checkpoint.read_state(folder)
         tell_changes(saved.get("code", {}), self._facts["code"])
-        checkpoint.check_same_run(saved["config"], self._facts["config"], to_dict(TrainConfig()), folder)
+        before: dict[str, Any] = saved["config"]
+        if saved.get("samples_per_step") == self.samples_per_step:  # the same windows, divided otherwise
+            before = before | {key: self._facts["config"][key] for key in ("batch_size", "grad_accum")}
+        checkpoint.check_same_run(before, self._facts["config"], to_dict(TrainConfig()), folder)
         if saved["data"] != self._facts["data"]:
             raise DataError(
                 f"the data of {str(self.output)!r} have changed: statistics {saved['data']['stats_hash']} then, "

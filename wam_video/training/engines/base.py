@@ -53,6 +53,7 @@ class EngineConfig:
     clip_norm: float = 0.0
     optimizer: str = "adamw"
     fsdp: FSDPConfig = field(default_factory=FSDPConfig)
+    compile: bool = False
     sequence_parallel: int = 1
     """Neighbouring processes that share the tokens of the same samples."""
     collective_timeout_s: float = 1800.0
@@ -70,6 +71,7 @@ class EngineConfig:
             clip_norm=config.optim.clip_norm,
             optimizer=config.optim.name,
             fsdp=config.fsdp,
+            compile=config.compile,
             sequence_parallel=config.sequence_parallel,
             collective_timeout_s=config.health.collective_timeout_s,
         )

@@ -33,6 +33,11 @@ class DeepSpeedEngine(Engine):
         plugin: Any = accelerator.state.deepspeed_plugin
         self._settings: dict[str, Any] = plugin.deepspeed_config
         self._engine: Any = None
+        if config.compile and self.stage == 3:
+            raise ConfigError(
+                "compile is true, which needs a block's weights before it starts; ZeRO 3 fetches them layer by layer: set compile=false, "
+                "or train with fsdp"
+            )
 
     @property
     def stage(self) -> int:

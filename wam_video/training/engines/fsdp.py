@@ -7,6 +7,7 @@ holds what is left over, an action expert too, whose layers are run by the trunk
 Gradients are summed over processes as they come, micro-batch by micro-batch, so that no process ever has all of them.
 """
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -72,6 +73,8 @@ class FSDPEngine(Engine):
                 block, mp_policy=inside, reshard_after_forward=self._config.fsdp.reshard_after_forward, **options
             )
         fully_shard(module, mp_policy=root, **options)
+        # Said of every module whose output is a view; nothing in a step writes into outputs.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         for unit in module.modules():
             if isinstance(unit, FSDPModule):
                 unit.set_gradient_divide_factor(1.0)
