@@ -94,9 +94,10 @@ def _train(config: "TrainConfig", *, watch: bool) -> int:
     quiet_libraries()
     from wam_video.training.engines import EngineConfig, start_engine
     from wam_video.training.feed import ShardFeed
+    from wam_video.training.health import TrainingFailedError
     from wam_video.training.saving import SavingFailedError
     from wam_video.training.stopping import StopRequest
-    from wam_video.training.trainer import Trainer, TrainingFailedError
+    from wam_video.training.trainer import Trainer
     from wam_video.training.watchdog import Watchdog
 
     request = StopRequest(config.health.grace_seconds)

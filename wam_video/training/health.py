@@ -19,13 +19,22 @@ from torch import Tensor
 
 from wam_video.errors import first_line
 from wam_video.log import get_logger
+from wam_video.training.config import TrainConfig
+from wam_video.training.engines import Engine
 from wam_video.training.health_config import HealthConfig
 from wam_video.training.metrics import drop_later
+from wam_video.training.sample import TrainingSample
+from wam_video.training.state import Progress
+from wam_video.training.tally import Tally, not_finite, term_means
 
 _LOG = get_logger(__name__)
 
 _MAD_TO_SIGMA = 1.4826
 """Of a normal distribution: its standard deviation over its median absolute deviation."""
+
+
+class TrainingFailedError(RuntimeError):
+    """The losses or gradients of too many steps in a row were not finite, or jumped."""
 
 
 def poison(loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
@@ -96,6 +105,49 @@ class BadSteps:
             f"rank {rank}: {', '.join(entry['terms'])}, windows {', '.join(s['key'] for s in entry['samples'])}"
             for rank, entry in guilty
         )
+
+
+class Guard:
+    """Keeps steps from counting that should not, and the run from going on when there are too many of them.
+
+    Args:
+        config: The run.
+        engine: Its processes.
+        tally: How the sums of its steps are kept.
+        progress: How far it is; the losses that jumps are judged by are kept there, so that a resumed run decides the same.
+    """
+
+    def __init__(self, config: TrainConfig, engine: Engine, tally: Tally, progress: Progress) -> None:
+        self._config, self._engine, self._tally, self._progress = config, engine, tally, progress
+        self._spikes = SpikeDetector(config.health, progress.losses) if config.health.spike == "skip" else None
+        self._path = Path(config.output_dir) / "bad_batches.jsonl"
+        self._bad = BadSteps(self._path, is_main=engine.is_main, from_step=progress.step)
+
+    def jumps(self, sums: Float[Tensor, "2 k"]) -> list[str]:
+        """Say which losses of the step jumped, where that is to skip it: the same on every process, which all call this."""
+        if self._spikes is None:
+            return []
+        jumps = self._spikes.judge(term_means(self._engine.sum(self._tally.terms(sums))))
+        return [f"jump of {name} by {height:.0f} deviations" for name, height in jumps.items()]
+
+    def tell(
+        self, samples: Sequence[TrainingSample], sums: Float[Tensor, "2 k"], jumps: Sequence[str], norm: float
+    ) -> None:
+        """Write down what every process had in a step that was skipped, and is counted already.
+
+        Raises:
+            TrainingFailedError: It was the last of too many in a row.
+        """
+        step, row, most = self._progress.step, self._progress.bad_steps, self._config.max_bad_steps
+        windows = [{"key": key, "index": index} for s in samples for key, index in zip(s.keys, s.indices, strict=True)]
+        told = self._bad.add(step, windows, [*not_finite(self._tally.terms(sums)), *jumps], norm)
+        if self._engine.is_main:
+            _LOG.error("step %d skipped: gradient norm is %s; %s", step, norm, told)
+        if row >= most:
+            raise TrainingFailedError(
+                f"{row} steps in a row had a non-finite gradient or a jump of the loss (max_bad_steps={most}); "
+                f"lower optim.lr, or look at the windows named in {self._path}"
+            )
 
 
 def gather(value: Any) -> list[Any]:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from wam_video.config import to_dict
+from wam_video.data.processor import WAMProcessor
 from wam_video.errors import CheckpointError, DataError
 from wam_video.flow.loss import LossTerms, loss_terms
 from wam_video.log import get_logger
@@ -19,13 +20,13 @@ from wam_video.tensors import Batch, Prediction
 from wam_video.training import checkpoint, state
 from wam_video.training.activations import compile_blocks
 from wam_video.training.adapters import seed_dropout
-from wam_video.training.baseline import assemble
+from wam_video.training.baseline import Assembly, assemble
 from wam_video.training.build import Parts
 from wam_video.training.config import TrainConfig
 from wam_video.training.ema import EMA
 from wam_video.training.engines import Engine
 from wam_video.training.feed import Feed
-from wam_video.training.health import BadSteps, SpikeDetector, poison
+from wam_video.training.health import Guard, poison
 from wam_video.training.metrics import Tracker
 from wam_video.training.optim import build_optimizer, freeze, learning_rate, lr_scales, set_learning_rate
 from wam_video.training.pace import Pace, Wishes
@@ -34,16 +35,12 @@ from wam_video.training.run import Callback, StepResult
 from wam_video.training.sample import Sampler, SamplerConfig, TextCache, TrainingSample, is_video_absent
 from wam_video.training.saving import Saver, SaverConfig
 from wam_video.training.sequence import share
-from wam_video.training.tally import Tally, not_finite, term_means
+from wam_video.training.tally import Tally
 from wam_video.training.teacher import Lesson
 from wam_video.training.whole import WholeParts
 from wam_video.training.work import StepWork
 
 _LOG = get_logger(__name__)
-
-
-class TrainingFailedError(RuntimeError):
-    """The losses or gradients of too many steps in a row were not finite."""
 
 
 class Trainer:
@@ -93,19 +90,7 @@ class Trainer:
             compile_blocks(self.parts.transformer)
         engine.prepare(module, partial(build_optimizer, config.optim, scales=scales))
         self.ema = EMA(config.ema, engine.weights)
-        self.sampler = Sampler(
-            SamplerConfig(
-                seed=config.seed,
-                density=config.density,
-                loss=config.loss,
-                prompt_dropout=config.text.prompt_dropout,
-                attention=assembly.attention,
-            ),
-            self.parts.codec,
-            processor,
-            None if config.text.train else TextCache(self.parts.tokenizer, self.parts.text_encoder),
-            assembly.image,
-        )
+        self.sampler = _sampler(config, assembly, processor)
         self.prediction_kinds = assembly.prediction_kinds
         store = checkpoint.CheckpointStore(self.output / "checkpoints", keep_last=config.keep_last, fault=fault)
         self._saver = Saver(SaverConfig.of(config), store, engine)
@@ -123,8 +108,7 @@ class Trainer:
         self.pace = Pace(engine.device)
         self._work = StepWork(self.parts.transformer)
         self._wishes = Wishes(engine.device)
-        self._spikes = SpikeDetector(config.health, self.progress.losses) if config.health.spike == "skip" else None
-        self._bad = BadSteps(self.output / "bad_batches.jsonl", is_main=engine.is_main, from_step=self.start_step)
+        self._guard = Guard(config, engine, self.tally, self.progress)
 
     @property
     def output(self) -> Path:
@@ -213,7 +197,7 @@ class Trainer:
         self.pace.end()
         self._count_step(applied)
         if not applied:
-            self._tell_bad(samples, [*not_finite(self.tally.terms(sums)), *jumps], norm)
+            self._guard.tell(samples, sums, jumps, norm)
         return StepResult(step=step + 1, sums=sums, grad_norm=norm, lr=lr, applied=applied)
 
     def _samples(self, batches: Iterator[Batch], step: int) -> tuple[list[TrainingSample], list[Lesson | None]]:
@@ -243,7 +227,7 @@ class Trainer:
             alignment = None if lesson is None else lesson.terms(predicted[0])
             sums += self.tally.sums(sample, terms, alignment)
             self.pace.worked(self._work.flops(sample), last=last)
-            jumps = self._jumps(sums) if last else []
+            jumps = self._guard.jumps(sums) if last else []
             loss = poison(self._loss(terms, alignment, counts)) * (float("nan") if jumps else 1.0)
             self.engine.backward(loss, last=last)
         return jumps
@@ -258,30 +242,10 @@ class Trainer:
             else loss - self.config.teacher.weight * alignment.cosine_sum / counts[2].clamp(min=1)
         )
 
-    def _jumps(self, sums: Float[Tensor, "2 k"]) -> list[str]:
-        """Say which losses of the step jumped, where that is to skip it: the same on every process."""
-        if self._spikes is None:
-            return []
-        jumps = self._spikes.judge(term_means(self.engine.sum(self.tally.terms(sums))))
-        return [f"jump of {name} by {height:.0f} deviations" for name, height in jumps.items()]
-
     def _count_step(self, applied: bool) -> None:
         self.progress.step += 1
         self.progress.next_index += self.samples_per_step
         self.progress.bad_steps = 0 if applied else self.progress.bad_steps + 1
-
-    def _tell_bad(self, samples: list[TrainingSample], wrong: list[str], norm: float) -> None:
-        """Write down what every process had in a step that was skipped; give up if there were too many in a row."""
-        windows = [{"key": key, "index": index} for s in samples for key, index in zip(s.keys, s.indices, strict=True)]
-        told = self._bad.add(self.progress.step, windows, wrong, norm)
-        if self.engine.is_main:
-            _LOG.error("step %d skipped: gradient norm is %s; %s", self.progress.step, norm, told)
-        if self.progress.bad_steps >= self.config.max_bad_steps:
-            raise TrainingFailedError(
-                f"{self.progress.bad_steps} steps in a row had a non-finite gradient or a jump of the loss "
-                f"(max_bad_steps={self.config.max_bad_steps}); lower optim.lr, or look at the windows named in "
-                f"{self.output / 'bad_batches.jsonl'}"
-            )
 
     def _is_time_up(self) -> bool:
         return self.config.max_minutes is not None and self.elapsed_s() >= 60 * self.config.max_minutes
@@ -313,3 +277,16 @@ class Trainer:
             )
         self.progress = state.load(folder, self.engine, self.ema)
         _LOG.info("resuming %s from step %d (another output_dir starts afresh)", self.output, self.progress.step)
+
+
+def _sampler(config: TrainConfig, assembly: Assembly, processor: WAMProcessor) -> Sampler:
+    parts = assembly.parts
+    settings = SamplerConfig(
+        seed=config.seed,
+        density=config.density,
+        loss=config.loss,
+        prompt_dropout=config.text.prompt_dropout,
+        attention=assembly.attention,
+    )
+    text = None if config.text.train else TextCache(parts.tokenizer, parts.text_encoder)
+    return Sampler(settings, parts.codec, processor, text, assembly.image)

@@ -17,8 +17,8 @@ from wam_video.training import callbacks as hooks
 from wam_video.training.build import Parts
 from wam_video.training.config import OptimConfig, TextConfig, TrainConfig
 from wam_video.training.engines import EngineConfig, Launch, start_engine
+from wam_video.training.health import TrainingFailedError
 from wam_video.training.metrics import JsonLines
-from wam_video.training.trainer import TrainingFailedError
 
 LOSSES = {
     "density": DensityConfig(edges={"forward": 0.2}, absent_video=0.3),
