@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wam_video.cli.command import DONE, FAILED, run
+from wam_video.cli.command import DONE, run
 from wam_video.cli.data_encode import add_encode
 from wam_video.cli.data_export import add_export
 from wam_video.cli.data_tasks import add_status, add_tasks, convert_by_tasks
+from wam_video.cli.data_verify import add_verify
 from wam_video.cli.options import parse_options, parse_size
 from wam_video.errors import ConfigError
 from wam_video.log import setup_logging
@@ -55,11 +56,11 @@ def _parser() -> argparse.ArgumentParser:
     add_encode(commands)
     add_status(commands)
     _add_collect(commands)
-    shards = {"inspect": _inspect, "stats": _stats, "verify": _verify}
+    add_verify(commands)
+    shards = {"inspect": _inspect, "stats": _stats}
     helps = {
         "inspect": "write a page with pictures, action plots and counts; print a summary",
         "stats": "compute stats.json again, over the train split",
-        "verify": "check hashes, decode everything, list what is wrong (exit code 1)",
     }
     for name, command in shards.items():
         sub = commands.add_parser(name, help=helps[name], epilog=f"example: wam-video data {name} shards/mine")
@@ -68,8 +69,6 @@ def _parser() -> argparse.ArgumentParser:
         if name == "inspect":
             sub.add_argument("--output", type=Path, metavar="PAGE.html", help="default: SHARDS/inspect.html")
             sub.add_argument("--clips", type=int, default=6, metavar="N", help="clips to show (default 6)")
-        if name == "verify":
-            sub.add_argument("--no-hashes", action="store_true", help="decode only")
     return parser
 
 
@@ -231,21 +230,6 @@ def _stats(arguments: argparse.Namespace) -> int:
     print(stats_text(stats))
     print(f"{path}: sha256 {stats_hash(stats)[:12]}")
     return DONE
-
-
-def _verify(arguments: argparse.Namespace) -> int:
-    from wam_video.data.manifest import load_manifest
-    from wam_video.data.verify import verify
-
-    manifest = load_manifest(arguments.shards)
-    count = 0
-    for problem in verify(arguments.shards, hashes=not arguments.no_hashes):
-        count += 1
-        print(problem)
-    samples = sum(len(shard.samples) for shard in manifest.shards)
-    verdict = f"{count} problem(s)" if count else "nothing is wrong"
-    print(f"{arguments.shards}: {len(manifest.shards)} shard(s), {samples} sample(s): {verdict}")
-    return FAILED if count else DONE
 
 
 if __name__ == "__main__":

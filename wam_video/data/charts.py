@@ -82,6 +82,32 @@ def plot_lengths(seconds: Sequence[float]) -> bytes:
     return sink.getvalue()
 
 
+def plot_lines(
+    axis_label: str,
+    lines: Mapping[str, tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]],
+    marks: Sequence[float] = (),
+) -> bytes:
+    """Return a PNG with named lines (x, y) over one axis, and dashed marks on it."""
+    with _figure(1, height=1.9, width=5.4) as (axes, sink):
+        for number, (label, (x, y)) in enumerate(lines.items()):
+            axes[0].plot(x, y, color=colour(number), linewidth=1.1, label=label)
+        for mark in marks:
+            axes[0].axvline(mark, color="#4a5568", linewidth=0.8, linestyle="--")
+        axes[0].set_xlabel(axis_label, fontsize=8)
+        axes[0].legend(fontsize=7, frameon=False)
+    return sink.getvalue()
+
+
+def plot_bounds(values: Float[np.ndarray, " n"], bounds: Sequence[float]) -> bytes:
+    """Return a PNG with a histogram (its counts on a logarithmic axis) and dashed bounds."""
+    with _figure(1, height=1.9, width=5.4) as (axes, sink):
+        axes[0].hist(values, bins=60, color=_COLOURS[0], log=True)
+        for bound in bounds:
+            axes[0].axvline(bound, color="#c53030", linewidth=1.0, linestyle="--")
+        axes[0].set_ylabel("how often", fontsize=8)
+    return sink.getvalue()
+
+
 def colour(number: int) -> str:
     """Return the colour in which the clip `number` is drawn."""
     return _COLOURS[number % len(_COLOURS)]
@@ -94,7 +120,7 @@ def _title(axis: Any, name: str, index: int, stats: Mapping[str, Any] | None) ->
 
 
 @contextmanager
-def _figure(count: int, height: float) -> Iterator[tuple[list[Any], io.BytesIO]]:
+def _figure(count: int, height: float, width: float = 2.9) -> Iterator[tuple[list[Any], io.BytesIO]]:
     """Lay out `count` small axes, and write the figure as PNG into the sink at the end."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -103,7 +129,7 @@ def _figure(count: int, height: float) -> Iterator[tuple[list[Any], io.BytesIO]]
         raise MissingDependencyError("matplotlib", "data", "drawing plots") from error
     columns = min(_COLUMNS, max(count, 1))
     rows = max(1, -(-count // columns))
-    figure = Figure(figsize=(2.9 * columns, height * rows + 0.35), dpi=90, layout="constrained")
+    figure = Figure(figsize=(width * columns, height * rows + 0.35), dpi=90, layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(rows, columns, squeeze=False).reshape(-1)
     for axis in grid:

@@ -1,6 +1,6 @@
 """Every byte and frame of a folder of shards against its manifest."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,13 @@ class Problem:
         return f"{self.shard}{f' {self.key}' if self.key else ''}: {self.text}"
 
 
-def verify(folder: Path | str, *, hashes: bool = True, decoder: str = "auto") -> Iterator[Problem]:
+def verify(
+    folder: Path | str,
+    *,
+    hashes: bool = True,
+    decoder: str = "auto",
+    on_clip: Callable[[SampleEntry, Clip], None] | None = None,
+) -> Iterator[Problem]:
     """Yield what is wrong with a folder of shards, having read and decoded all of it.
 
     Checks sizes and hashes of the shards, the members of every sample, lengths and shapes against manifest and embodiment,
@@ -36,6 +42,7 @@ def verify(folder: Path | str, *, hashes: bool = True, decoder: str = "auto") ->
         folder: A folder that `convert` wrote.
         hashes: Also compare the sha256 of each shard.
         decoder: See `video.open_video`.
+        on_clip: Called with every sound clip, so that whoever looks for more need not decode it again.
 
     Raises:
         DataError: There is no manifest, or it can't be read.
@@ -53,7 +60,7 @@ def verify(folder: Path | str, *, hashes: bool = True, decoder: str = "auto") ->
         readable += [(shard, sample) for sample in shard.samples] if (folder / shard.name).is_file() else []
     broken = False
     for shard, sample in progress(readable, total=len(readable), what="samples"):
-        for text in _sample_problems(folder, manifest, shard, sample, decoder):
+        for text in _sample_problems(folder, manifest, shard, sample, decoder, on_clip):
             broken = True
             yield Problem(shard=shard.name, key=sample.key, text=text)
     if not broken and len({shard.name for shard, _ in readable}) == len(manifest.shards):
@@ -61,7 +68,12 @@ def verify(folder: Path | str, *, hashes: bool = True, decoder: str = "auto") ->
 
 
 def _sample_problems(
-    folder: Path, manifest: Manifest, shard: ShardEntry, sample: SampleEntry, decoder: str
+    folder: Path,
+    manifest: Manifest,
+    shard: ShardEntry,
+    sample: SampleEntry,
+    decoder: str,
+    on_clip: Callable[[SampleEntry, Clip], None] | None,
 ) -> Iterator[str]:
     spec = manifest.embodiments.get(sample.embodiment)
     if spec is None:
@@ -85,7 +97,10 @@ def _sample_problems(
         yield "it has no video"
     for view in sorted(set(clip.video) - set(spec.views)):
         yield f"view {view!r} is not one of embodiment {spec.name!r}: {', '.join(spec.views)}"
-    yield from _array_problems(clip, sample, spec.action_dim, spec.state_dim)
+    wrong = list(_array_problems(clip, sample, spec.action_dim, spec.state_dim))
+    yield from wrong
+    if on_clip is not None and not wrong:
+        on_clip(sample, clip)
 
 
 def _array_problems(clip: Clip, sample: SampleEntry, action_dim: int, state_dim: int) -> Iterator[str]:
