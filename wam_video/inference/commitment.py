@@ -1,7 +1,7 @@
 """What a caller says of the plan before: the actions that are carried out while a chunk is made, and those after them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,25 @@ class Commitment:
     def held(self) -> Bool[Tensor, "b ta"]:
         """Which actions stand at clock 0 all along."""
         return self.committed if self.continuation == "prefix" else torch.zeros_like(self.committed)
+
+    def after(self, executed: Sequence[Float[Tensor, "k da"] | None], done: Sequence[int], steps: int) -> "Commitment":
+        """Return the plan of a whole chunk of so many steps, of which some are past.
+
+        Args:
+            executed: Of each row; NaN where nobody said which.
+            done: How many steps are past in each row.
+            steps: Of the chunk.
+        """
+        actions = torch.full_like(self.actions[:, :steps], torch.nan)
+        planned = torch.zeros(actions.shape[:2], dtype=torch.bool)
+        for place, (past, begin) in enumerate(zip(executed, done, strict=True)):
+            if past is not None:
+                actions[place, : len(past)] = past[:steps]
+            known = (self.committed | self.planned)[place, : steps - begin, None]
+            actions[place, begin:] = torch.where(known, self.actions[place, : steps - begin], actions[place, begin:])
+            planned[place, begin:] = self.planned[place, : steps - begin]
+        committed = ~actions.isnan().any(-1) & ~planned
+        return replace(self, actions=actions.nan_to_num(), committed=committed, planned=planned)
 
     def bend(
         self, processor: WAMProcessor, bodies: Sequence[str], noise: Float[Tensor, "b ta da"], device: torch.device

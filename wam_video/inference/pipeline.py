@@ -53,6 +53,39 @@ class RunOptions:
     output_type: str = "np"
     callback_on_step_end: OnStep | None = None
 
+    def sampling(self, scheduler: WAMScheduler) -> SamplingConfig:
+        """Return how a path is walked: as the call says, else as the checkpoint does."""
+        settings = scheduler.config
+        scale = settings["guidance_scale"] if self.guidance_scale is None else self.guidance_scale
+        return SamplingConfig(
+            path=scheduler.path(self.num_inference_steps),
+            solver=check_solver(self.solver or settings["solver"]),
+            guidance=guidance_scales(scale),
+            interval=check_interval(self.guidance_interval or settings["guidance_interval"]),
+            reuse=scheduler.reuse(self.reuse_tolerance),
+        )
+
+
+def find_spec(mode: str, policy_path: str | None, scheduler: WAMScheduler) -> ModeSpec:
+    """Return a mode's row of the table, for `policy` that of its path.
+
+    Raises:
+        ConfigError: There is no such mode or path, or a path is given to another mode.
+    """
+    known = get_mode(mode)
+    if policy_path is not None and known is not Mode.POLICY:
+        raise ConfigError(f"policy_path is given, but the mode is {known.value!r}; leave it out or use mode 'policy'")
+    path = check_policy_path(policy_path or scheduler.config["policy_path"])
+    return POLICY_PATHS[path] if known is Mode.POLICY else MODES[known]
+
+
+def plan_before(
+    scheduler: WAMScheduler, continuation: str | None, committed: Any = None, planned: Any = None
+) -> PlanBefore:
+    """Return the plan before as a call says it, continued as the checkpoint does where it does not say."""
+    name = check_continuation(continuation or scheduler.config["continuation"])
+    return PlanBefore(committed_actions=committed, planned_actions=planned, continuation=name)
+
 
 class WAMPipeline(Streams, CheckpointFolder):
     """A world action model, ready to use: policy, forward, inverse, video and joint from one checkpoint.
@@ -178,7 +211,7 @@ class WAMPipeline(Streams, CheckpointFolder):
         Raises:
             ConfigError: The request can't be carried out.
         """
-        spec = self._spec(mode, policy_path)
+        spec = find_spec(mode, policy_path, self.scheduler)
         request = Request(
             mode=Mode(mode),
             spec=spec,
@@ -187,7 +220,7 @@ class WAMPipeline(Streams, CheckpointFolder):
             prompt=prompt,
             embodiment=embodiment,
             actions=actions,
-            before=self._before(committed_actions, planned_actions, continuation),
+            before=plan_before(self.scheduler, continuation, committed_actions, planned_actions),
         )
         options = RunOptions(
             num_inference_steps=num_inference_steps,
@@ -220,33 +253,26 @@ class WAMPipeline(Streams, CheckpointFolder):
         Args:
             batch: Windows as the loader yields them; their times and masks hold, rather than the checkpoint's window.
             mode: As in `__call__`.
-            policy_path: As in `__call__`.
+            policy_path: As in `__call__`, like `continuation` and `options`.
             committed_steps: So many recorded actions count as committed where actions are generated.
             planned_steps: And so many after them as planned.
-            continuation: As in `__call__`.
-            options: `num_inference_steps`, `guidance_scale`, `solver`, `generator`, `output_type` as in `__call__`.
+            continuation: What is made of both.
+            options: `num_inference_steps`, `guidance_scale`, `solver`, `generator`, `output_type`, ...
 
         Returns:
             As `__call__`; the actions have the shape of the batch's.
         """
-        spec = self._spec(mode, policy_path)
-        before = self._before(None, None, continuation)
-        conditions = batch_conditions(
-            self.processor, batch, spec, committed_steps, planned_steps, check_continuation(before.continuation)
-        )
+        spec = find_spec(mode, policy_path, self.scheduler)
+        way = plan_before(self.scheduler, continuation).continuation
+        conditions = batch_conditions(self.processor, batch, spec, committed_steps, planned_steps, way)
         return self._generate(conditions, Mode(mode), spec, RunOptions(**options), tuple(batch.actions.shape[1:]))
 
     def _generate(
-        self,
-        conditions: Conditions,
-        mode: Mode,
-        spec: ModeSpec,
-        options: RunOptions,
-        chunk: tuple[int, ...] | None = None,
+        self, conditions: Conditions, mode: Mode, spec: ModeSpec, options: RunOptions, chunk: tuple[int, ...] = ()
     ) -> WAMOutput:
         if options.output_type not in OutputType.__args__:
             raise ConfigError(one_of("output_type", options.output_type, OutputType.__args__))
-        sampling = self._sampling(options)
+        sampling = options.sampling(self.scheduler)
         text, empty = self.encode_prompts(
             conditions.prompts,
             guided=sampling.guided,
@@ -271,7 +297,7 @@ class WAMPipeline(Streams, CheckpointFolder):
         output = self._output(end, prepared, conditions, spec if mode is not Mode.POLICY else MODES[mode], options)
         output.calls = sampling.meter.computed
         self.maybe_free_model_hooks()
-        return output if chunk is None else fit(output, *chunk)
+        return fit(output, *chunk) if chunk else output
 
     def _output(
         self, end: State, prepared: Prepared, conditions: Conditions, spec: ModeSpec, options: RunOptions
@@ -285,35 +311,8 @@ class WAMPipeline(Streams, CheckpointFolder):
             actions = physical_actions(self.processor, end.actions, conditions)
         if spec.gives_video:
             video = decode_future(self.vae, prepared, end, conditions).cpu()
-        if options.output_type == "np":
-            return WAMOutput(
-                actions=None if actions is None else actions.numpy(), video=None if video is None else video.numpy()
-            )
+        actions, video = (x.numpy() if x is not None and options.output_type == "np" else x for x in (actions, video))
         return WAMOutput(actions=actions, video=video)
-
-    def _spec(self, mode: str, policy_path: str | None) -> ModeSpec:
-        known = get_mode(mode)
-        if policy_path is not None and known is not Mode.POLICY:
-            raise ConfigError(
-                f"policy_path is given, but the mode is {known.value!r}; leave it out or use mode 'policy'"
-            )
-        path = check_policy_path(policy_path or self.scheduler.config.policy_path)
-        return POLICY_PATHS[path] if known is Mode.POLICY else MODES[known]
-
-    def _before(self, committed: Any, planned: Any, continuation: str | None) -> PlanBefore:
-        name = continuation or self.scheduler.config.continuation
-        return PlanBefore(committed_actions=committed, planned_actions=planned, continuation=name)
-
-    def _sampling(self, options: RunOptions) -> SamplingConfig:
-        settings = self.scheduler.config
-        scale = settings.guidance_scale if options.guidance_scale is None else options.guidance_scale
-        return SamplingConfig(
-            path=self.scheduler.path(options.num_inference_steps),
-            solver=check_solver(options.solver or settings.solver),
-            guidance=guidance_scales(scale),
-            interval=check_interval(options.guidance_interval or settings.guidance_interval),
-            reuse=self.scheduler.reuse(options.reuse_tolerance),
-        )
 
     @torch.no_grad()
     def encode_prompts(

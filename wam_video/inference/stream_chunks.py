@@ -224,26 +224,11 @@ class ChunkMemory(StreamRows):
 
     def _plan_before(self, order: Decision) -> Commitment:
         """Return what is known of the whole chunk: the actions that are past, then those that the caller says."""
-        rows, per = order.rows, self._rows[order.rows[0]].rhythm.per
-        names = tuple(self._setup.embodiments[row] for row in rows)
-        left = [horizon(self._window, name) - self._rows[i].done for i, name in zip(rows, names, strict=True)]
-        told = order.before.rows(
-            names, self._setup.processor, [min(x, per - self._rows[i].done) for i, x in zip(rows, left, strict=True)]
-        )
-        actions = torch.full_like(told.actions[:, :per], torch.nan)
-        planned = torch.zeros(actions.shape[:2], dtype=torch.bool)
-        for place, index in enumerate(rows):
-            row = self._rows[index]
-            if row.executed is not None:
-                actions[place, : len(row.executed)] = row.executed[:per]
-            ahead = slice(row.done, per)
-            known = (told.committed | told.planned)[place, : per - row.done]
-            actions[place, ahead] = torch.where(
-                known[:, None], told.actions[place, : per - row.done], actions[place, ahead]
-            )
-            planned[place, ahead] = told.planned[place, : per - row.done]
-        committed = ~actions.isnan().any(-1) & ~planned
-        return replace(told, actions=actions.nan_to_num(), committed=committed, planned=planned)
+        rows, per = [self._rows[index] for index in order.rows], self._rows[order.rows[0]].rhythm.per
+        names = tuple(self._setup.embodiments[index] for index in order.rows)
+        left = [min(horizon(self._window, name), per) - row.done for row, name in zip(rows, names, strict=True)]
+        told = order.before.rows(names, self._setup.processor, left)
+        return told.after([row.executed for row in rows], [row.done for row in rows], per)
 
     def _physical(
         self, rows: Sequence[int], actions: Float[Tensor, "n ta da"], known: Commitment
