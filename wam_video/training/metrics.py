@@ -12,8 +12,11 @@ from torch import Tensor
 
 from wam_video.errors import ConfigError, MissingDependencyError
 from wam_video.flow.loss import LossTerms
+from wam_video.log import get_logger
 from wam_video.models.teacher import AlignmentTerms
 from wam_video.training.sample import TrainingSample
+
+_LOG = get_logger(__name__)
 
 REGIONS = (
     *("loss_video", "loss_forward", "loss_video_only", "loss_joint_video"),
@@ -124,6 +127,34 @@ class HostedRun:
         self._package.finish()
 
 
+class Lasting:
+    """A tracker whose disk may be full: numbers are lost then, which is told once, and the run goes on."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+        self._failing = False
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Hand the numbers of a step on."""
+        try:
+            self._tracker.log(values, step)
+            self._failing = False
+        except OSError as error:
+            self._tell(f"numbers of step {step} and maybe later ones", error)
+
+    def close(self) -> None:
+        """Close it."""
+        try:
+            self._tracker.close()
+        except OSError as error:
+            self._tell("the last numbers", error)
+
+    def _tell(self, what: str, error: OSError) -> None:
+        if not self._failing:
+            _LOG.error("ALARM: %s lost %s: %s", type(self._tracker).__name__, what, error)
+        self._failing = True
+
+
 def open_trackers(names: list[str], folder: Path, config: Mapping[str, Any], from_step: int) -> list[Tracker]:
     """Open metrics.jsonl and the trackers of these names.
 
@@ -134,7 +165,7 @@ def open_trackers(names: list[str], folder: Path, config: Mapping[str, Any], fro
     for name in names:
         tensorboard = name == "tensorboard"
         trackers.append(TensorBoard(folder, from_step=from_step) if tensorboard else HostedRun(name, folder, config))
-    return trackers
+    return [Lasting(tracker) for tracker in trackers]
 
 
 def drop_later(path: Path, step: int) -> None:

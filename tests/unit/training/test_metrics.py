@@ -1,4 +1,6 @@
 import json
+import logging
+import resource
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -46,3 +48,24 @@ def test_tensorboard_gets_the_scalars(tmp_path: Path) -> None:
 def test_a_tracker_that_is_not_installed_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="pip install no_such_tracker"):
         HostedRun("no_such_tracker", tmp_path, {})
+
+
+def test_numbers_that_a_full_disk_does_not_take_are_told_once_and_end_no_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tracker,) = open_trackers([], tmp_path, {}, from_step=0)
+    logging.getLogger("wam_video").propagate = True
+    tracker.log({"loss": 1.0}, 1)
+    room = (tmp_path / "metrics.jsonl").stat().st_size
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        tracker.log({"loss": 2.0}, 2)
+        tracker.log({"loss": 3.0}, 3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    tracker.log({"loss": 4.0}, 4)
+    tracker.close()
+    assert caplog.text.count("ALARM: JsonLines lost numbers of step 2 and maybe later ones: [Errno 27]") == 1
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps[0] == 1 and steps[-1] == 4
