@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
+from jaxtyping import UInt8
 from torch import Tensor
 
 from wam_video.data.schema import EmbodimentSpec
@@ -22,7 +23,11 @@ class Widths:
 
 
 def collate(
-    windows: Sequence[Window], configs: Sequence[WindowConfig], specs: Sequence[EmbodimentSpec], widths: Widths
+    windows: Sequence[Window],
+    configs: Sequence[WindowConfig],
+    specs: Sequence[EmbodimentSpec],
+    widths: Widths,
+    pixels: UInt8[np.ndarray, "b v f h w c"] | None = None,
 ) -> dict[str, Any]:
     """Return the fields of a `Batch` that hold recorded numbers.
 
@@ -31,12 +36,13 @@ def collate(
         configs: What each of them was cut by; they agree in all but rates and strides.
         specs: Whose they are.
         widths: Of actions and state.
+        pixels: Of all windows, where their videos are views into it already.
     """
     actions, action_mask = _pad_actions(windows, configs[0].action_horizon, widths.actions)
     state, state_mask = _pad_state(windows, widths.state)
     later = _pad_later_states(windows, configs[0].num_states - 1, widths.state)
     starts = [config.action_times(spec.action_rate) for config, spec in zip(configs, specs, strict=True)]
-    video = torch.from_numpy(np.stack([w.video for w in windows]))
+    video = torch.from_numpy(np.stack([w.video for w in windows]) if pixels is None else pixels)
     return {
         "video": rearrange(video, "b v f h w c -> b v c f h w"),
         "frame_mask": torch.from_numpy(np.stack([w.frame_mask for w in windows])),

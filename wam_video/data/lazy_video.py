@@ -45,6 +45,7 @@ class LazyVideo:
         self.shape = (len(self._pts), height, width, 3)
         self._frames: UInt8[np.ndarray, "f h w c"] | None = None
         self._held = np.zeros(len(self._pts), bool)
+        self._container: Any = None
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -89,10 +90,14 @@ class LazyVideo:
         # frames whose keyframe lies before the last one that is decoded anyway belong to its run
         cuts = np.flatnonzero(starts[1:] > missing[:-1] + 1) + 1
         try:
-            with av.open(io.BytesIO(self._data), mode="r") as container:
-                container.streams.video[0].thread_type = "NONE"
-                for run in np.split(missing, cuts):
-                    self._decode_run(container, int(run[0]), int(run[-1]))
+            if self._container is None:
+                self._container = av.open(io.BytesIO(self._data), mode="r")
+                self._container.streams.video[0].thread_type = "NONE"
+            for run in np.split(missing, cuts):
+                self._decode_run(self._container, int(run[0]), int(run[-1]))
+            if self._held.all():  # a decoder holds some megabytes
+                self._container.close()
+                self._container = None
         except (av.FFmpegError, OSError) as error:
             raise broken_video(self._name, error) from error
 
@@ -103,7 +108,7 @@ class LazyVideo:
         for frame in container.decode(stream):
             place = int(np.searchsorted(self._pts, frame.pts))
             if not self._held[place]:
-                plane = reformatter.reformat(frame, format="rgb24").planes[0]
+                plane: Any = reformatter.reformat(frame, format="rgb24", threads=1).planes[0]
                 rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:height, : 3 * width]
                 self._frames[place] = rows.reshape(height, width, 3)  # type: ignore[index]
                 self._held[place] = True

@@ -129,8 +129,15 @@ class WindowDataset:
         """
         skipped: list[tuple[str, str, str, str, bool]] = []
         places, windows, prompts, latents = [], [], [], []
+        pixels: np.ndarray | None = None
         for index in map(int, indices):
-            place, texts, window, stored = self._draw(index, skipped)  # one at a time: a batch of clips may not fit
+            row = None if pixels is None else pixels[len(windows)]
+            place, texts, window, stored = self._draw(
+                index, skipped, row
+            )  # one at a time: a batch of clips may not fit
+            if not windows:  # the others are written where they end up
+                pixels = np.empty((len(indices), *window.video.shape), np.uint8)
+                pixels[0] = window.video
             windows.append(window)
             latents.append(stored)
             prompts.append(self._prompt(texts, index))
@@ -144,7 +151,7 @@ class WindowDataset:
         encoding = self._sets[places[0][0]].encoding
         configs = [self._sets[dataset].window for dataset, _, _ in places]
         return Batch(
-            **collate(windows, configs, specs, self._widths),
+            **collate(windows, configs, specs, self._widths, pixels),
             prompts=tuple(prompts),
             embodiments=tuple(spec.name for spec in specs),
             datasets=tuple(self._sets[d].name for d, _, _ in places),
@@ -214,7 +221,7 @@ class WindowDataset:
         self._cache = ClipCache((self.config.cache_mb << 20) // max(1, workers))
 
     def _draw(
-        self, index: int, skipped: list[tuple[str, str, str, str, bool]]
+        self, index: int, skipped: list[tuple[str, str, str, str, bool]], out: np.ndarray | None
     ) -> tuple[Place, Sequence[str], Window, UInt16[np.ndarray, "v c t h w"] | None]:
         """Return the place of an index, its clip's prompts, the window and its latents, or a substitute where that can't be used."""
         place = self._locate(index)
@@ -225,7 +232,7 @@ class WindowDataset:
                 decoded = shards.load(clip, self._cache, self.config.decoder)
                 stored = shards.cut_latents(decoded, clip, frame)
                 with because("video"):  # a large video is decoded only here
-                    window = cut_window(decoded, frame, shards.window, shards.spec(clip).views)
+                    window = cut_window(decoded, frame, shards.window, shards.spec(clip).views, out)
                 return place, decoded.info.get("prompts") or [""], window, stored
             except SampleError as error:
                 if not self.shuffle:

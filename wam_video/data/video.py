@@ -183,7 +183,7 @@ class _PyAVReader:
             for frame in self._container.decode(self._stream):
                 if frame.pts != target:
                     continue
-                yield frame.to_ndarray(format="rgb24")
+                yield frame.to_ndarray(format="rgb24", threads=1)
                 if (target := next(wanted, None)) is None:
                     return
         except (av.FFmpegError, OSError) as error:

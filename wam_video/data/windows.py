@@ -134,7 +134,13 @@ def frame_indices(num_frames: int, fps: float, anchor: int, config: WindowConfig
     return np.clip(np.ceil(exact - _HALF), 0, num_frames - 1).astype(np.int64), inside
 
 
-def cut_window(clip: Clip, anchor: int, config: WindowConfig, views: Sequence[str] | None = None) -> Window:
+def cut_window(
+    clip: Clip,
+    anchor: int,
+    config: WindowConfig,
+    views: Sequence[str] | None = None,
+    out: UInt8[np.ndarray, "v f h w c"] | None = None,
+) -> Window:
     """Cut one window.
 
     Args:
@@ -142,6 +148,7 @@ def cut_window(clip: Clip, anchor: int, config: WindowConfig, views: Sequence[st
         anchor: Stored frame at time 0.
         config: What to cut.
         views: Cameras in the order of the result; the clip's by default. At most `config.max_views` are used.
+        out: Where to put the pixels, if it has their shape; whatever it held is written over.
     """
     info = clip.info
     names = list(clip.video if views is None else views)[: config.max_views]
@@ -152,12 +159,14 @@ def cut_window(clip: Clip, anchor: int, config: WindowConfig, views: Sequence[st
         raise DataError(
             f"clip of episode {info['episode_id']!r} has views of sizes {sorted(set(sizes))}; they must agree"
         )
-    video = np.zeros((config.max_views, config.num_frames, *sizes[0]), np.uint8)
-    mask = np.zeros(video.shape[:2], np.bool_)
+    shape = (config.max_views, config.num_frames, *sizes[0])
+    video = out if out is not None and out.shape == shape else np.empty(shape, np.uint8)
+    mask = np.zeros(shape[:2], np.bool_)
     for place, name in enumerate(names):
         if name in clip.video:
             clip.video[name].take(index, axis=0, out=video[place], mode="clip")
             mask[place] = inside
+    video[~mask.any(1)] = 0
     if not inside.all():
         video[:, ~inside] = 0
     start = int(action_at(anchor, fps, info["action_rate"])[0]) if clip.actions is not None else 0
