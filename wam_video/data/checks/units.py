@@ -91,12 +91,18 @@ def _episode_scales(body: Body, quantity: str) -> Iterator[Finding]:
                 and abs(abs(off[i]) - np.log(factor)) < np.log(_TOLERANCE) + spread[i]
                 and _nobody_else(scales[:, i], number, middle[i], off[i])
             ]
-            named = [i for i in hit if _ANGLE.search(names[i])] if factor < 100 else hit
-            if len(hit) >= 2 or named:
+            if hit and (factor > 100 or _angles_hit(names, hit)):
                 yield _scale_finding(
                     body, quantity, episode, [names[i] for i in hit], label, float(np.exp(off[hit[0]]))
                 )
                 break
+
+
+def _angles_hit(names: tuple[str, ...], hit: list[int]) -> bool:
+    """Return whether what is off are angles: by their names, or where no name says angle, many at once."""
+    if any(_ANGLE.search(name) for name in names):
+        return any(_ANGLE.search(names[i]) for i in hit)
+    return len(hit) >= max(2, len(names) / 3)
 
 
 def _size(rows: np.ndarray) -> np.ndarray:
@@ -106,9 +112,9 @@ def _size(rows: np.ndarray) -> np.ndarray:
 
 
 def _nobody_else(column: np.ndarray, number: int, middle: float, off: float) -> bool:
-    """Return whether this episode stands apart: most others are within half of its distance (in logarithms)."""
+    """Return whether this episode stands apart: nearly all others are within half of its distance (in logarithms)."""
     others = np.delete(column, number)
-    return bool(len(others) and (np.abs(others - middle) < abs(off) / 2).mean() >= 0.7)
+    return bool(len(others) and (np.abs(others - middle) < abs(off) / 2).mean() >= 0.9)
 
 
 def _scale_finding(

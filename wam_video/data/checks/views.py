@@ -30,6 +30,8 @@ MIN_FIT = 0.4
 """How well the turned view has to fit, as a correlation."""
 COLOUR_ALIKE, COLOUR_MARGIN = 0.5, 0.3
 """How alike the nearest episodes' red minus blue has to be (a cosine), and by how much more than exchanged."""
+COLOUR_CHANCE = 0.2
+"""How alike exchanged colours may be in sound episodes, half of them at least: more, and scenes are too many to tell."""
 _MAX_COMPARED = 400
 
 _Turn = Callable[[np.ndarray], np.ndarray]
@@ -185,7 +187,7 @@ def _recoloured(body: Body, view: str, one: _Looks) -> Iterator[Finding]:
     gain: np.ndarray = turned - nearest
     typical = float(np.median(nearest[coloured]))
     usual = float(np.median(gain[coloured]))
-    if typical < COLOUR_ALIKE or usual > -COLOUR_MARGIN:
+    if typical < COLOUR_ALIKE or usual > -COLOUR_MARGIN or float(np.median(turned)) > COLOUR_CHANCE:
         return
     for number, episode in enumerate(one.episodes):
         if coloured[number] and gain[number] >= COLOUR_MARGIN and turned[number] >= COLOUR_ALIKE:
