@@ -58,7 +58,7 @@ def soak(robots: int, seconds: float, turns: int) -> int:
     with serving(tiny_policy(CAUSAL, max_sessions=4), worker=worker, max_rate=1e6) as server:
         wanted = {seed: lives(server, seed, turns) for seed in range(8)}
     lived, end = [0] * robots, time.monotonic() + seconds
-    with serving(tiny_policy(CAUSAL, max_sessions=robots + 4), worker=worker, max_rate=1e6) as server:
+    with serving(tiny_policy(CAUSAL, max_sessions=robots + 8), worker=worker, max_rate=1e6) as server:
 
         def robot(number: int) -> None:
             while time.monotonic() < end:
@@ -71,7 +71,7 @@ def soak(robots: int, seconds: float, turns: int) -> int:
                 link.recv()
                 link.send(pack(sees(99, 0)))
                 link.socket.shutdown(socket.SHUT_RDWR)
-                time.sleep(0.05)
+                time.sleep(0.5)  # its session is its own until the decision is made
 
         with ThreadPoolExecutor(robots + 1) as pool:
             for one in [pool.submit(rude), *(pool.submit(robot, number) for number in range(robots))]:

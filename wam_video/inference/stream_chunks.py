@@ -281,6 +281,7 @@ class ChunkMemory(StreamRows):
         picture = torch.stack([torch.zeros_like(like) if one is None else one for one in pictures])
         return text.to(self._dtype), (twice(picture) if self._setup.guided else picture).to(self._dtype)
 
+    @torch.no_grad()  # or each prompt would keep the graph of all before it
     def _tell(self, rows: Sequence[int]) -> None:
         """Put the prompts and images of some rows into the cache, once."""
         if self._cache is not None and rows:

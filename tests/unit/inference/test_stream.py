@@ -329,3 +329,12 @@ def test_guidance_is_remembered_for_the_whole_session() -> None:
     for session in (plain, guided):
         live(session, Robots([0]), 1)
     assert np.abs(act(plain, [1]) - act(guided, [1])).max() > 1e-3
+
+
+def test_prompts_that_change_leave_nothing_behind() -> None:
+    """Keys and values of a prompt with a gradient would keep those of all prompts before them: a server would grow."""
+    session = start(pipeline("open"), 2)
+    session.observe(Robots([0, 1]).video(2))
+    session.prompt("pull", rows=[1])
+    kept = [tensor for layer in session._memory._cache.layers for one in layer.contexts for tensor in one.text]
+    assert kept and not any(tensor.requires_grad for tensor in kept)
