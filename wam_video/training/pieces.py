@@ -81,7 +81,7 @@ class Pieces:
             )
         return found[0] if len(found) == 1 else torch.cat(found)
 
-    def scalar(self, name: str, entry: str) -> Tensor:
+    def scalar(self, name: str, entry: str) -> Shaped[Tensor, "*shape"]:
         """Return a scalar or a buffer."""
         file, key = self._scalars[name, entry]
         return file.get_tensor(key)

@@ -14,7 +14,7 @@ from torch import Tensor
 from wam_video.errors import CheckpointError
 from wam_video.training.checkpoint import STATE_VERSION, read_state
 from wam_video.training.ema import EMA
-from wam_video.training.engines import Engine
+from wam_video.training.engines import Engine, Fragment, Weights
 from wam_video.training.pieces import AVERAGE, BUFFER, WEIGHT, Pieces, check_shapes, key_of
 from wam_video.training.saving import Contents, Files
 
@@ -92,17 +92,19 @@ def _owned(engine: Engine, ema: EMA) -> dict[str, dict[str, Tensor]]:
             files["model"][key_of(fragment, WEIGHT)] = _copy(weights.weight(fragment))
     for block in weights.blocks:
         with weights.open(block):
-            for fragment in block:
-                if not fragment.owned:
-                    continue
+            for fragment in (fragment for fragment in block if fragment.owned):
                 files["model"][key_of(fragment, WEIGHT)] = _copy(weights.weight(fragment))
                 files["ema"][key_of(fragment, AVERAGE)] = _copy(ema.average(fragment))
-                for entry, value in weights.entries(fragment).items():
-                    if value.ndim:
-                        files["optimizer"][key_of(fragment, entry)] = _copy(value)
-                    elif fragment.start == 0:  # its first piece speaks for the whole parameter
-                        files["optimizer"][f"{fragment.name}/{entry}"] = _copy(value)
+                files["optimizer"] |= _entries(fragment, weights)
     return files
+
+
+def _entries(fragment: Fragment, weights: Weights) -> dict[str, Tensor]:
+    """Return copies of the optimizer's; of scalars a parameter's first piece speaks for the whole of it."""
+    found = weights.entries(fragment)
+    ranges = {key_of(fragment, entry): _copy(value) for entry, value in found.items() if value.ndim}
+    scalars = {f"{fragment.name}/{entry}": _copy(value) for entry, value in found.items() if not value.ndim}
+    return ranges | (scalars if fragment.start == 0 else {})
 
 
 @torch.no_grad()

@@ -176,7 +176,7 @@ class Engine(ABC):
             return values
         return self._accelerator.reduce(values, reduction="sum")  # type: ignore[return-value]
 
-    def gather(self, name: str, pieces: Mapping[int, Tensor]) -> Tensor | None:
+    def gather(self, name: str, pieces: Mapping[int, Shaped[Tensor, " _"]]) -> Float[Tensor, "*shape"] | None:
         """Put a parameter together on the main process; every process calls it with the same names in the same order.
 
         Args:

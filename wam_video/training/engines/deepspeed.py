@@ -5,7 +5,7 @@ run's. The optimizer stays torch's AdamW where DeepSpeed would put its own for o
 all engines learn the same and nothing has to be compiled; set the key to true in the JSON for DeepSpeed's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -60,7 +60,9 @@ class DeepSpeedEngine(Engine):
         """Take charge of the trained module and make its optimizer."""
         for parameter in module.parameters():
             parameter.data = parameter.data.contiguous()
-        shapes = {name: p.shape for name, p in module.named_parameters()}
+        named = dict(module.named_parameters())
+        shapes = {name: p.shape for name, p in named.items()}
+        precise = {name: p.data for name, p in named.items() if p.requires_grad} if self._is_bf16 else {}
         optimizer = build(module)  # before the parameters are cut up: its groups depend on their shapes
         self._module = module
         if self.stage == 3:
@@ -68,11 +70,28 @@ class DeepSpeedEngine(Engine):
         else:
             module.to(self.device)
         self._engine, _ = self._accelerator.prepare(module, optimizer)
-        named, zero = dict(module.named_parameters()), self._engine.optimizer
+        zero = self._engine.optimizer
         if self.stage == 3:
             self._weights = Zero3Weights(zero, named, shapes, self.rank)
         else:
             self._weights = Zero12Weights(zero, named, owned=self.is_main)
+        self._sharpen(precise)
+
+    @torch.no_grad()
+    def _sharpen(self, precise: Mapping[str, Tensor]) -> None:
+        """Start from the float32 weights; DeepSpeed makes its own from those that it has rounded to bfloat16."""
+        if not precise:
+            return
+        for block in self.weights.blocks:
+            with self.weights.open(block, write=True):
+                for fragment in block:
+                    value = precise[fragment.name].view(-1)[fragment.start : fragment.stop]
+                    self.weights.weight(fragment).copy_(value)
+        self.weights.refresh()
+
+    @property
+    def _is_bf16(self) -> bool:
+        return self._settings.get("bf16", {}).get("enabled") is True
 
     def forward(self, *args: Any, **named: Any) -> Any:
         """Run the module in a step."""
@@ -94,7 +113,7 @@ class DeepSpeedEngine(Engine):
         """Cut the weights up one by one, so that no device has to take them all at once."""
         from deepspeed import zero
 
-        if self._settings.get("bf16", {}).get("enabled") is True:
+        if self._is_bf16:
             module.to(torch.bfloat16)
         for buffers in (part._buffers for part in module.modules()):
             buffers.update({name: value.to(self.device) for name, value in buffers.items() if value is not None})
@@ -127,6 +146,7 @@ def deepspeed_plugin(config: EngineConfig) -> DeepSpeedPlugin:
         raise ConfigError(
             f"zero_optimization.offload_optimizer.ratio is {zero['offload_optimizer']['ratio']}; allowed: 1.0 (all of it)"
         )
+    _need_disk_access([zero.get(f"offload_{part}", {}).get("device") for part in ("optimizer", "param")])
     settings.setdefault("zero_force_ds_cpu_optimizer", False)
     settings["train_micro_batch_size_per_gpu"] = config.batch_size
     settings["gradient_accumulation_steps"] = config.grad_accum
@@ -135,3 +155,16 @@ def deepspeed_plugin(config: EngineConfig) -> DeepSpeedPlugin:
     if isinstance(settings.get("bf16"), dict):
         settings["bf16"]["check_grad_overflow"] = True
     return plugin
+
+
+def _need_disk_access(devices: Sequence[str | None]) -> None:
+    """Refuse offload to disk where DeepSpeed can't build its reader, which it would say in a page of traceback."""
+    if "nvme" not in devices:
+        return
+    from deepspeed.ops.op_builder.async_io import AsyncIOBuilder
+
+    if not AsyncIOBuilder().is_compatible(verbose=False):
+        raise ConfigError(
+            "the DeepSpeed file offloads to 'nvme', for which libaio is missing; install it (apt-get install libaio-dev), or set the "
+            "devices to cpu"
+        )

@@ -134,7 +134,7 @@ class FSDPWeights(Weights):
         found = self._state.entries(self._parameters[fragment.name])
         return {key: flat(local(value)) if value.ndim else local(value) for key, value in found.items()}
 
-    def set_entry(self, fragment: Fragment, entry: str, value: Tensor) -> None:
+    def set_entry(self, fragment: Fragment, entry: str, value: Shaped[Tensor, "*n"]) -> None:
         """Put a range or a scalar in the place of the optimizer's."""
         parameter = self._parameters[fragment.name]
         if value.ndim:
@@ -143,7 +143,7 @@ class FSDPWeights(Weights):
             self._state.set_scalar(parameter, entry, value)
 
 
-def local(tensor: Tensor) -> Tensor:
+def local(tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*part"]:
     """Return this process's part of a distributed tensor; no copy."""
     return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
 

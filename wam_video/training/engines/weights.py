@@ -71,14 +71,14 @@ class Weights(ABC):
         """Return views of the optimizer's entries of an open fragment: ranges, and scalars without an axis."""
 
     @abstractmethod
-    def set_entry(self, fragment: Fragment, entry: str, value: Tensor) -> None:
+    def set_entry(self, fragment: Fragment, entry: str, value: Shaped[Tensor, "*n"]) -> None:
         """Put a range or a scalar in the place of the optimizer's, which may not have it yet."""
 
     def refresh(self) -> None:  # noqa: B027 - nothing to do where the views are onto the module's own weights
         """Let the module compute with what was written to the weights; every process calls it."""
 
 
-def flat(tensor: Tensor) -> Shaped[Tensor, " n"]:
+def flat(tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, " n"]:
     """Return a flat view, never a copy."""
     return tensor.detach().view(-1)
 
@@ -89,19 +89,19 @@ class StateOf:
     def __init__(self, optimizer: torch.optim.Optimizer | None) -> None:
         self._optimizer = optimizer
 
-    def entries(self, target: Tensor) -> dict[str, Tensor]:
+    def entries(self, target: Shaped[Tensor, "*shape"]) -> dict[str, Tensor]:
         """Return all tensors of the state of what the optimizer updates."""
         state = {} if self._optimizer is None else self._optimizer.state.get(target, {})
         return {key: value if torch.is_tensor(value) else torch.tensor(float(value)) for key, value in state.items()}
 
-    def entry(self, target: Tensor, key: str) -> Tensor:
+    def entry(self, target: Shaped[Tensor, "*shape"], key: str) -> Shaped[Tensor, "*shape"]:
         """Return an entry as large as its target, made of zeros where there is none yet."""
         state = self._state(target)
         if key not in state:
             state[key] = torch.zeros_like(target, requires_grad=False)
         return state[key]
 
-    def set_scalar(self, target: Tensor, key: str, value: Tensor) -> None:
+    def set_scalar(self, target: Shaped[Tensor, "*shape"], key: str, value: Shaped[Tensor, ""]) -> None:
         """Set an entry without an axis, of the kind that the optimizer has there."""
         state = self._state(target)
         counts = isinstance(state.get(key), int)
@@ -151,7 +151,7 @@ class WholeWeights(Weights):
         found = self._state.entries(self._parameters[fragment.name])
         return {key: flat(value) if value.ndim else value for key, value in found.items()}
 
-    def set_entry(self, fragment: Fragment, entry: str, value: Tensor) -> None:
+    def set_entry(self, fragment: Fragment, entry: str, value: Shaped[Tensor, "*n"]) -> None:
         """Put a range or a scalar in the place of the optimizer's."""
         parameter = self._parameters[fragment.name]
         if value.ndim:

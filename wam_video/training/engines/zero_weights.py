@@ -53,7 +53,7 @@ class _LineWeights(Weights):
         found = self._state.entries(self._line(fragment))
         return {key: self._cut(value, fragment) if value.ndim else value for key, value in found.items()}
 
-    def set_entry(self, fragment: Fragment, entry: str, value: Tensor) -> None:
+    def set_entry(self, fragment: Fragment, entry: str, value: Shaped[Tensor, "*n"]) -> None:
         """Put a range or a scalar in the place of the optimizer's."""
         line = self._line(fragment)
         if value.ndim:
