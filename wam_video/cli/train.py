@@ -101,7 +101,12 @@ def _train(config: "TrainConfig", *, watch: bool) -> int:
     from wam_video.training.watchdog import Watchdog
 
     request = StopRequest(config.health.grace_seconds)
-    engine = start_engine(EngineConfig.of(config), _launch())
+    launch = _launch()
+    try:
+        engine = start_engine(EngineConfig.of(config), launch)
+    except RuntimeError as error:
+        _leave_if_lost(error, int(os.environ.get("RANK", "0")), 0)
+        raise
     watchdog = Watchdog(Path(config.output_dir), engine.rank, config.health.hang_seconds)
     trainer = None
     try:
