@@ -187,7 +187,14 @@ def _launch() -> "Launch":
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     hybrid = fsdp and os.environ.get("FSDP_SHARDING_STRATEGY", "").endswith("HYBRID_SHARD")
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if hybrid else 0
-    return Launch(num_processes=processes, deepspeed=deepspeed, fsdp=fsdp, offload=fsdp and offload, shard_size=here)
+    return Launch(
+        num_processes=processes,
+        attempt=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
+        deepspeed=deepspeed,
+        fsdp=fsdp,
+        offload=fsdp and offload,
+        shard_size=here,
+    )
 
 
 def _export(folder: Path, parts: "Parts", config: "TrainConfig") -> None:

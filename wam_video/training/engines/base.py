@@ -25,6 +25,8 @@ class Launch:
     """What the launcher announced, read from the environment by the command line."""
 
     num_processes: int = 1
+    attempt: int = 0
+    """How often the launcher has started the processes again."""
     deepspeed: bool = False
     fsdp: bool = False
     offload: bool = False

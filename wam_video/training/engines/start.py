@@ -10,6 +10,7 @@ from datetime import timedelta
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from torch.distributed import PrefixStore, rendezvous
 
 from wam_video.errors import ConfigError
 from wam_video.training.engines.base import Engine, EngineConfig, Launch
@@ -34,6 +35,8 @@ def start_engine(config: EngineConfig, launch: Launch) -> Engine:
     wanted = launch.engine if config.engine == "auto" else config.engine
     cpu = not torch.cuda.is_available()
     patience = timedelta(seconds=config.collective_timeout_s)
+    if launch.attempt and launch.num_processes > 1:
+        _meet_again(launch.attempt, cpu, patience)
     if cpu:
         PartialState(cpu=True, timeout=patience)
     plugin = deepspeed_plugin(config) if launch.deepspeed else None
@@ -66,6 +69,18 @@ def start_engine(config: EngineConfig, launch: Launch) -> Engine:
             "launch a multiple of it"
         )
     return engine
+
+
+def _meet_again(attempt: int, cpu: bool, patience: timedelta) -> None:
+    """Join the processes that a launcher has started again, under names of this attempt.
+
+    torchrun keeps its store, and with it the addresses of the processes that are gone: who comes before the others have
+    written theirs (torch 2.13 uses the same names every time) would call those.
+    """
+    store, rank, size = next(rendezvous("env://", timeout=patience))
+    store = PrefixStore(f"attempt-{attempt}", store)
+    backend = "gloo" if cpu else "cpu:gloo,cuda:nccl"
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
 
 
 def _precision(wanted: str) -> str:
