@@ -18,7 +18,7 @@ from wam_video.inference.pipeline import WAMPipeline
 from wam_video.testing import fake_shards
 
 ROOT = Path(__file__).resolve().parents[2]
-STATE_FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
+STATE_FILES = ("model-00000.safetensors", "ema-00000.safetensors", "optimizer-00000.safetensors")
 LAST = "step-0000012"
 
 
