@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from wam_video.data.encode import EncodedClip, EncodedEpisode, WriterConfig
 from wam_video.data.manifest import Manifest, load_manifest
@@ -125,12 +125,7 @@ class Spool:
         partial = self.folder / f".unit-{unit:06d}.{os.uname().nodename}-{os.getpid()}"
         try:
             with partial.open("wb") as file:
-                with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
-                    for number, item in enumerate(items):
-                        for name, content in _members(item):
-                            entry = tarfile.TarInfo(f"{number:06d}/{name}")
-                            entry.size = len(content)
-                            tar.addfile(entry, BytesIO(content))
+                _pack(file, items)
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(self.folder / _name(unit))
@@ -186,6 +181,15 @@ def assemble(spool: Spool) -> Manifest:
         (spool.folder / _name(unit)).unlink()
     (spool.folder / _RECIPE).unlink()
     return load_manifest(spool.output)
+
+
+def _pack(file: IO[bytes], items: Iterable[Item]) -> None:
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for number, item in enumerate(items):
+            for name, content in _members(item):
+                entry = tarfile.TarInfo(f"{number:06d}/{name}")
+                entry.size = len(content)
+                tar.addfile(entry, BytesIO(content))
 
 
 def _name(unit: int) -> str:
