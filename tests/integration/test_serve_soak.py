@@ -34,7 +34,7 @@ def sees(seed: int, turn: int) -> dict[str, Any]:
 
 
 def lives(server: PolicyServer, seed: int, turns: int) -> np.ndarray:
-    with Client(f"ws://127.0.0.1:{server.port}") as client:
+    with Client(f"ws://127.0.0.1:{server.port}", timeout_s=300) as client:
         return np.stack([client.infer(sees(seed, turn))["actions"] for turn in range(turns)])
 
 
