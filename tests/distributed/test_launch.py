@@ -7,10 +7,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -59,8 +60,22 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
+STARTED: "list[subprocess.Popen[str]]" = []
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left() -> Iterator[None]:
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.kill()
+            process.kill()
+
+
 def start(command: list[str], **environment: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
+    process = subprocess.Popen(
         command,
         cwd=ROOT,
         env=os.environ | ENVIRONMENT | environment,
@@ -68,6 +83,8 @@ def start(command: list[str], **environment: str) -> "subprocess.Popen[str]":
         stderr=subprocess.STDOUT,
         text=True,
     )
+    STARTED.append(process)
+    return process
 
 
 def finish(process: "subprocess.Popen[str]", code: int = 0) -> str:
@@ -87,7 +104,7 @@ def launch(name: str, config: Path, output: Path, steps: int, **machines: int) -
 
 def losses(output: Path) -> list[tuple[float, float]]:
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [(entry["loss_video"], entry["loss_actions"]) for entry in lines if "loss_video" in entry]
+    return [(entry["loss_video"], entry["loss_action"]) for entry in lines if "loss_video" in entry]
 
 
 def same_curve(one: list[tuple[float, float]], other: list[tuple[float, float]], steps: int) -> None:

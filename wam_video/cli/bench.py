@@ -1,7 +1,8 @@
 """`wam-video bench`: timings as ratios within one run.
 
 `bench train` times forward and backward of this library's network and of diffusers' `WanTransformer3DModel` of the same
-shape, taking turns in one process so that a machine whose speed drifts does not favour either.
+shape, taking turns in one process so that a machine whose speed drifts does not favour either; `bench overhead` the trainer's
+step and a plain loop's, and every engine; `bench data` the loader and random access into video files.
 """
 
 import argparse
@@ -16,7 +17,9 @@ from typing import Any
 import torch
 from diffusers import WanTransformer3DModel
 
+from wam_video.cli.bench_data import add_data
 from wam_video.cli.bench_policy import add_policy
+from wam_video.cli.bench_step import add_overhead
 from wam_video.log import progress, setup_logging
 from wam_video.models.transformer import WAMTransformer
 
@@ -39,6 +42,8 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     train.add_argument("--output", type=Path, help="write the figures as JSON here")
     train.set_defaults(measure=bench_train)
+    add_data(commands)
+    add_overhead(commands)
     add_policy(commands)
     return parser
 
@@ -49,6 +54,8 @@ def main(argv: list[str] | None = None) -> int:
     setup_logging()
     figures = args.measure(args)
     text = json.dumps(figures, indent=2)
+    if not figures:  # a worker, which has written them
+        return 0
     if args.output:
         args.output.write_text(text + "\n")
     print(text)

@@ -32,7 +32,6 @@ from wam_video.models.fingerprint import codec_hash
 from wam_video.models.video_codec import PixelCodec
 from wam_video.training.config import CodecConfig
 from wam_video.training.feed import ShardFeed
-from wam_video.training.metrics import region_means
 from wam_video.training.preencode import EncodeConfig, Encoder
 from wam_video.training.sample import Sampler, SamplerConfig
 
@@ -115,7 +114,8 @@ class Record:
         self.rows = []
 
     def on_step(self, run, result):
-        self.rows.append([*region_means(result.regions).values(), float(result.grad_norm)])
+        sums, counts = run.tally.terms(result.sums)
+        self.rows.append([*(sums / counts.clamp(min=1)).tolist(), float(result.grad_norm)])
 
     def on_end(self, run):
         pass

@@ -1,0 +1,43 @@
+"""The benchmarks of the loader and of the step run, and their figures have the shape that the cards show."""
+
+import json
+
+import numpy as np
+import pytest
+
+from wam_video.cli import bench_formats as formats
+from wam_video.cli.bench import main
+from wam_video.data.video import open_video
+
+
+@pytest.mark.slow
+def test_the_loader_is_measured_beside_video_files(tmp_path):
+    small = ["--frames", "60", "--runs", "1", "--windows", "1", "--steps", "2", "--samples", "320", "--workers", "0"]
+    assert main(["data", *small, "--output", str(tmp_path / "data.json")]) == 0
+    figures = json.loads((tmp_path / "data.json").read_text())
+    assert set(figures["ratio"]) == {"shards_1", "shards_8", "shards_32", "latents"}
+    assert len(figures["ratio"]["latents"]) == 2 * len(formats.CODECS)
+    assert all(entry["median"] > 0 for entry in figures["frames_per_cpu_second"].values())
+    assert figures["ratio"]["latents"]["lerobot_h264"]["median"] > 10
+    assert figures["memory"]["latents"]["samples"] == 320
+
+
+def test_the_readers_of_video_files_give_the_frames_that_were_asked(tmp_path):
+    views = {view: np.stack(list(formats._scene(40, i))) for i, view in enumerate(formats.VIEWS)}
+    formats.write_shards(tmp_path / "shards", views)
+    formats.write_lerobot(tmp_path / "shards", tmp_path / "h264", views, "h264")
+    for keep_open in (False, True):
+        reader = formats.LeRobotVideos(tmp_path / "h264", keep_open)
+        for first in (7, 0, 20):
+            got = reader.window(first, 5)
+            assert got.shape == (3, 5, 3, formats.HEIGHT, formats.WIDTH)
+            for path, frames in zip(reader.paths, got, strict=True):
+                wanted = open_video(path, decoder="pyav").get(range(first, first + 5))
+                assert np.array_equal(frames.permute(0, 2, 3, 1).numpy(), wanted)
+
+
+def test_the_trainers_step_is_measured_beside_a_plain_loop(tmp_path):
+    assert main(["overhead", "--runs", "2", "--engines", "--output", str(tmp_path / "step.json")]) == 0
+    figures = json.loads((tmp_path / "step.json").read_text())
+    assert 0.3 < figures["ratio"]["of_medians"] < 3
+    assert figures["engines"] == {}
