@@ -71,14 +71,14 @@ def lag_between(body: Body, cause: str, effect: str) -> tuple[Lag | None, str]:
 
 
 def _segments(body: Body, cause: str, effect: str, kind: str, *, signed: bool) -> list[Segment]:
-    scales = {name: _scale(body, name) for name in ("actions", "state") if name in (cause, effect)}
+    ranges = {name: _range(body, name) for name in ("actions", "state") if name in (cause, effect)}
     found = []
     for number, episode in enumerate(body.episodes):
         for clip in episode.clips:
-            led = _steps(clip, cause, kind, scales)
+            led = _steps(clip, cause, kind, ranges)
             if led is None:
                 continue
-            followed = _motion(clip) if effect == "video" else _steps(clip, effect, "change", scales)
+            followed = _motion(clip) if effect == "video" else _steps(clip, effect, "change", ranges)
             if followed is None or len(followed) < 4 or len(led) < 4:
                 continue
             speed = led if signed else np.linalg.norm(led, axis=1, keepdims=True)
@@ -86,22 +86,33 @@ def _segments(body: Body, cause: str, effect: str, kind: str, *, signed: bool) -
     return found
 
 
-def _scale(body: Body, quantity: str) -> np.ndarray:
-    """Return each channel's spread; 0 for those that do not move."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Range:
+    """What most of a quantity's numbers keep to, so that a wild one does not outweigh all others."""
+
+    low: np.ndarray
+    high: np.ndarray
+    scale: np.ndarray
+    """Each channel's spread within its range; 0 for those that do not move."""
+
+
+def _range(body: Body, quantity: str) -> _Range | None:
     rows = body.rows(quantity)
     if rows is None:
-        return np.zeros(0)
-    spread = rows.std(axis=0)
-    return np.where(spread > 1e-6 * np.maximum(1, np.abs(rows).max(axis=0)), spread, 0)
-
-
-def _steps(clip: ClipDigest, quantity: str, kind: str, scales: dict[str, np.ndarray]) -> np.ndarray | None:
-    """Return one row an action step: the action, its change from the one before, or the state's change over the step."""
-    rows = getattr(clip, quantity)
-    scale = scales[quantity]
-    if rows is None or len(rows) < 4 or not scale.any():
         return None
-    scaled = rows[:, scale > 0].astype(np.float64) / scale[scale > 0]
+    low, high = np.quantile(rows.astype(np.float64), [0.01, 0.99], axis=0)
+    spread = np.clip(rows, low, high).std(axis=0)
+    scale = np.where(spread > 1e-6 * np.maximum(1, np.maximum(np.abs(low), np.abs(high))), spread, 0)
+    return _Range(low=low, high=high, scale=scale)
+
+
+def _steps(clip: ClipDigest, quantity: str, kind: str, ranges: dict[str, _Range | None]) -> np.ndarray | None:
+    """Return one row an action step: the action, its change from the one before, or the state's change over the step."""
+    rows, span = getattr(clip, quantity), ranges[quantity]
+    if rows is None or len(rows) < 4 or span is None or not span.scale.any():
+        return None
+    live = span.scale > 0
+    scaled = np.clip(rows, span.low, span.high)[:, live].astype(np.float64) / span.scale[live]
     if kind == "value":
         return scaled
     change = np.diff(scaled, axis=0)

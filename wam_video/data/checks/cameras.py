@@ -10,8 +10,10 @@ from wam_video.data.checks.finding import Curves, Finding, Sheet
 
 DEAD_SPREAD = 3.0
 """Standard deviation within a frame, of 255, under which it is one colour."""
-STILL_PEAK = 0.75
-"""Largest change of a cell, of 255, under which two frames are the same picture: coding alone changes less."""
+STILL_PEAK = (0.75, 4.0)
+"""Largest change of a cell, of 255, under which two frames are the same picture, at least and at most: coding changes some."""
+STILL_SHARE = 0.04
+"""The same, of the change that is usual in the view."""
 FROZEN_S, FROZEN_FRAMES = 0.5, 4
 """How long the picture has to stand: both."""
 REPEATED_SHARE = 0.3
@@ -65,9 +67,10 @@ def check_frozen(body: Body) -> Iterator[Finding]:
     threshold = _moving_threshold(body)
     for view in body.spec.views:
         shown = [e for e in body.episodes if e.views(view) and not _dead(e, view)]
-        usual = float(np.median([_still_share(body, e, view, threshold) for e in shown])) if shown else 0.0
+        peak = _still_peak(shown, view)
+        usual = float(np.median([_still_share(body, e, view, threshold, peak) for e in shown])) if shown else 0.0
         for episode in shown:
-            start, length = _longest(body, episode, view, threshold)
+            start, length = _longest(body, episode, view, threshold, peak)
             seconds = length / body.spec.fps
             if length < FROZEN_FRAMES or seconds < FROZEN_S:
                 continue
@@ -82,17 +85,17 @@ def check_frozen(body: Body) -> Iterator[Finding]:
                 facts={"start_s": round(start, 3), "seconds": round(seconds, 3), "usual_share": round(usual, 3)},
                 figures=(_speeds(body, episode, view), Sheet(title="", view=view, episodes=(episode.episode_id,))),
             )
-        yield from _repeated(body, view, shown, threshold)
+        yield from _repeated(body, view, shown, threshold, peak)
 
 
-def _repeated(body: Body, view: str, shown: list[EpisodeDigest], threshold: float) -> Iterator[Finding]:
+def _repeated(body: Body, view: str, shown: list[EpisodeDigest], threshold: float, peak: float) -> Iterator[Finding]:
     """Yield a finding where single frames repeat regularly: the true rate is lower than the stated."""
     still = moved = 0
     for episode in shown:
         for clip in episode.clips:
             if view not in clip.views or (moving := _moving(body, clip, threshold)) is None:
                 continue
-            same = clip.views[view].peak < STILL_PEAK
+            same = clip.views[view].peak < peak
             # one repeat between two changes; runs are `frozen-frames`
             lone = same[1:-1] & ~same[:-2] & ~same[2:] if len(same) > 2 else same[:0]
             pair = same[1:-2] & same[2:-1] & ~same[:-3] & ~same[3:] if len(same) > 3 else same[:0]
@@ -112,47 +115,56 @@ def _repeated(body: Body, view: str, shown: list[EpisodeDigest], threshold: floa
     )
 
 
-def _speed(clip: ClipDigest, fps: float, rate: float) -> np.ndarray | None:
-    """Return the robot's speed during each frame step: of its state, or of its actions' size where it has none."""
+def _still_peak(shown: list[EpisodeDigest], view: str) -> float:
+    """Return the change of a cell below which a frame of this view repeats the one before."""
+    peaks = np.concatenate([one.peak for episode in shown for one in episode.views(view)] or [np.zeros(0)])
+    changing = peaks[peaks > STILL_PEAK[0]]
+    return float(np.clip(STILL_SHARE * np.median(changing), *STILL_PEAK)) if len(changing) else STILL_PEAK[0]
+
+
+def _speed(body: Body, clip: ClipDigest) -> np.ndarray | None:
+    """Return the robot's speed during each frame step: its state's change, or what its actions ask for where it has none."""
     rows = clip.state if clip.state is not None else clip.actions
     if rows is None or len(rows) < 3:
         return None
-    speed = np.linalg.norm(np.diff(rows.astype(np.float64), axis=0), axis=1)
-    if clip.state is None:
-        speed = np.concatenate([speed, speed[-1:]])
-    steps = (np.arange(clip.num_frames - 1) / fps * rate).astype(int)
+    if clip.state is None and body.is_delta:
+        speed = np.linalg.norm((rows - np.median(rows, axis=0)).astype(np.float64), axis=1)
+    else:
+        speed = np.linalg.norm(np.diff(rows.astype(np.float64), axis=0), axis=1)
+    speed = np.concatenate([speed, speed[-1:]])
+    steps = (np.arange(clip.num_frames - 1) / body.spec.fps * body.spec.action_rate).astype(int)
     return np.where(steps < len(speed), speed[np.minimum(steps, len(speed) - 1)], 0.0)
 
 
 def _moving_threshold(body: Body) -> float:
     """Return a quarter of the typical speed; less counts as rest."""
-    parts = [_speed(clip, body.spec.fps, body.spec.action_rate) for e in body.episodes for clip in e.clips]
+    parts = [_speed(body, clip) for e in body.episodes for clip in e.clips]
     speeds = np.concatenate([part for part in parts if part is not None] or [np.zeros(0)])
     speeds = speeds[speeds > 1e-9]
     return 0.25 * float(np.median(speeds)) if len(speeds) else np.inf
 
 
 def _moving(body: Body, clip: ClipDigest, threshold: float) -> Bool[np.ndarray, " g"] | None:
-    speed = _speed(clip, body.spec.fps, body.spec.action_rate)
+    speed = _speed(body, clip)
     return None if speed is None else speed > threshold
 
 
-def _longest(body: Body, episode: EpisodeDigest, view: str, threshold: float) -> tuple[float, int]:
+def _longest(body: Body, episode: EpisodeDigest, view: str, threshold: float, peak: float) -> tuple[float, int]:
     """Return where the longest stretch of equal frames begins, in seconds, and its length, if the robot moves in most of it."""
     best = (0.0, 0)
     for clip in episode.clips:
         if view not in clip.views or (moving := _moving(body, clip, threshold)) is None:
             continue
-        edges = np.flatnonzero(np.diff(np.concatenate([[0], clip.views[view].peak < STILL_PEAK, [0]])))
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], clip.views[view].peak < peak, [0]])))
         for begin, end in zip(edges[::2], edges[1::2], strict=True):
             if end - begin > best[1] and moving[begin:end].mean() >= 0.6:
                 best = (clip.start_s + begin / body.spec.fps, int(end - begin))
     return best
 
 
-def _still_share(body: Body, episode: EpisodeDigest, view: str, threshold: float) -> float:
+def _still_share(body: Body, episode: EpisodeDigest, view: str, threshold: float, peak: float) -> float:
     parts = [
-        clip.views[view].peak[moving] < STILL_PEAK
+        clip.views[view].peak[moving] < peak
         for clip in episode.clips
         if view in clip.views and (moving := _moving(body, clip, threshold)) is not None
     ]
@@ -163,7 +175,7 @@ def _still_share(body: Body, episode: EpisodeDigest, view: str, threshold: float
 def _speeds(body: Body, episode: EpisodeDigest, view: str) -> Curves:
     clip = max((c for c in episode.clips if view in c.views), key=lambda c: c.num_frames)
     motion = clip.views[view].motion
-    speed = _speed(clip, body.spec.fps, body.spec.action_rate)
+    speed = _speed(body, clip)
     times = clip.start_s + np.arange(len(motion)) / body.spec.fps
     lines = {"picture": (times, motion / max(float(motion.max()), 1e-9))}
     if speed is not None:

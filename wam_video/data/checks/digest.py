@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,17 @@ class Body:
             else (self.spec.state_names, self.spec.state_dim)
         )
         return given or tuple(f"{quantity}_{i}" for i in range(dim))
+
+    @cached_property
+    def is_delta(self) -> bool:
+        """Return whether actions are motions: they change about as much from one to the next as at all."""
+        parts = [rows for episode in self.episodes if (rows := episode.rows("actions")) is not None and len(rows) > 2]
+        if not parts:
+            return False
+        spread = np.concatenate(parts).std(axis=0)
+        change = np.concatenate([np.diff(rows, axis=0) for rows in parts]).std(axis=0)
+        live = spread > 1e-9
+        return bool(live.any() and np.median(change[live] / spread[live]) > 0.3)
 
 
 class Digests:

@@ -50,7 +50,7 @@ def _angles(body: Body) -> Iterator[Finding]:
     degrees = [i for i, unit in enumerate(units) if unit.lower() in ("deg", "degree", "degrees")]
     moving = [i for i in degrees if rows[:, i].std() > 1e-3]
     most = float(np.abs(rows[:, moving]).max()) if moving else 0.0
-    if moving and most <= 2 * np.pi and not _is_delta(body):
+    if moving and most <= 2 * np.pi and not body.is_delta:
         yield Finding(
             check="units",
             severity="warning",
@@ -58,17 +58,6 @@ def _angles(body: Body) -> Iterator[Finding]:
             text=f"said to be in degrees, and none of them reaches more than {most:.3g}: are these radians?",
             facts={"largest": most},
         )
-
-
-def _is_delta(body: Body) -> bool:
-    """Return whether actions are motions: they change about as much from one to the next as at all."""
-    parts = [rows for episode in body.episodes if (rows := episode.rows("actions")) is not None and len(rows) > 2]
-    if not parts:
-        return False
-    spread = np.concatenate(parts).std(axis=0)
-    change = np.concatenate([np.diff(rows, axis=0) for rows in parts]).std(axis=0)
-    live = spread > 1e-9
-    return bool(live.any() and np.median(change[live] / spread[live]) > 0.3)
 
 
 def _episode_scales(body: Body, quantity: str) -> Iterator[Finding]:
@@ -140,7 +129,7 @@ def _action_scale(body: Body) -> Iterator[Finding]:
     actions, state = body.rows("actions"), body.rows("state")
     if actions is None or state is None:
         return
-    delta = _is_delta(body)
+    delta = body.is_delta
     for label, factor in FACTORS.items():
         hit = []
         for i, name in enumerate(action_names):
