@@ -72,7 +72,9 @@ def bench_overhead(args: argparse.Namespace) -> dict[str, Any]:
                 statistics.median(ours for ours, _ in pairs) / statistics.median(plain for _, plain in pairs), 4
             ),
             "median": round(statistics.median(ratios), 4),
-            "quartiles": [round(value, 4) for value in statistics.quantiles(ratios, n=4)[::2]],
+            "quartiles": [
+                round(value, 4) for value in statistics.quantiles(ratios * 2 if len(ratios) < 2 else ratios, n=4)[::2]
+            ],
         },
         "engines": engines,
     }

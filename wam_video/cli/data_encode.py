@@ -2,9 +2,13 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wam_video.cli.command import DONE
 from wam_video.errors import ConfigError
+
+if TYPE_CHECKING:
+    from wam_video.training.config import TrainConfig
 
 _EXAMPLE = """\
 examples:
@@ -13,7 +17,8 @@ examples:
       --config data.window.num_future_frames=32 --device cuda --part 0/8
 
 Give the configuration files of the training run (--config), for latents are of its windows and its codec: the run refuses
-others. Started again it goes on with the shards that are missing; with --part I/N, N processes or machines share the work,
+others. --texts stores the embeddings of every prompt, by the text encoder of --config, beside the shards of --output, or of
+SHARDS where no --output is given; a run that finds them there does not run the encoder. Started again it goes on with the shards that are missing; with --part I/N, N processes or machines share the work,
 and whoever is last finishes the folder. bfloat16 numbers are stored as uint16, because npy has no bfloat16."""
 
 
@@ -28,7 +33,8 @@ def add_encode(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     sub.set_defaults(command=_encode)
     sub.add_argument("shards", metavar="SHARDS", help="folder or address of shards of pixels")
-    sub.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder to make")
+    sub.add_argument("--output", type=Path, metavar="FOLDER", help="folder of latents to make")
+    sub.add_argument("--texts", action="store_true", help="encode the prompts, too; without --output only them")
     sub.add_argument("--codec", metavar="pixel|MODEL", help="pixel, or folder or hub id of an AutoencoderKLWan")
     sub.add_argument("--subfolder", metavar="NAME", help="of the model, where the VAE is, e.g. vae")
     sub.add_argument(
@@ -61,6 +67,12 @@ def _encode(arguments: argparse.Namespace) -> int:
     if arguments.subfolder:
         codec_keys.append(f"codec.subfolder={arguments.subfolder}")
     config = load(TrainConfig, [*arguments.config, *codec_keys])
+    if arguments.output is None:
+        if not arguments.texts:
+            raise ConfigError(
+                "neither --output nor --texts is given; --output FOLDER encodes video, --texts the prompts"
+            )
+        return _encode_texts(Path(arguments.shards), config, arguments.device)
     part, num_parts = _part(arguments.part)
     options = EncodeConfig(
         window=config.data.window,
@@ -82,6 +94,19 @@ def _encode(arguments: argparse.Namespace) -> int:
         f"{arguments.output}: {total['samples']} clips in {len(manifest.shards)} shard(s), {total['bytes'] / 2**20:.1f} MiB, "
         f"codec {encoding['codec'][:12]}"
     )
+    return _encode_texts(arguments.output, config, arguments.device) if arguments.texts else DONE
+
+
+def _encode_texts(folder: Path, config: "TrainConfig", device: str) -> int:
+    import torch
+
+    from wam_video.training.build import build_text
+    from wam_video.training.texts import NAME, prompts_of, write_texts
+
+    tokenizer, encoder = build_text(config.text, config.seed)
+    encoder.requires_grad_(False).eval().to(torch.device(device))  # type: ignore[arg-type]
+    count = write_texts(folder, prompts_of(folder), tokenizer, encoder)
+    print(f"{folder / NAME}: {count} prompts")
     return DONE
 
 

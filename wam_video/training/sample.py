@@ -25,6 +25,7 @@ from wam_video.models.text import encode_text
 from wam_video.models.video_codec import Codec, encode, latent_mask, latent_times, num_latents
 from wam_video.tensors import Batch, to_unit_range
 from wam_video.training.chunks import chunk_clocks, make_history, num_uniforms
+from wam_video.training.texts import StoredTexts
 
 _ODD = 0x9E3779B1
 """Odd, so that index -> seed is one to one on 32 bits (all that the CPU generator takes)."""
@@ -85,10 +86,18 @@ class TrainingSample:
 
 
 class TextCache:
-    """Embeddings of a frozen text encoder by prompt."""
+    """Embeddings of a frozen text encoder by prompt; those that were stored before training need no encoder."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, encoder: PreTrainedModel, *, size: int = 4096) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        encoder: PreTrainedModel,
+        *,
+        size: int = 4096,
+        stored: StoredTexts | None = None,
+    ) -> None:
         self._tokenizer = tokenizer
+        self._stored = stored
         self._encoder = encoder
         self._size = size
         self._rows: dict[str, Tensor] = {}
@@ -100,10 +109,16 @@ class TextCache:
             if prompt not in self._rows:
                 if len(self._rows) >= self._size:
                     self._rows.pop(next(iter(self._rows)))
-                self._rows[prompt] = encode_text(self._tokenizer, self._encoder, [prompt])[0]
+                self._rows[prompt] = self._embed(prompt)
             else:
                 self._rows[prompt] = self._rows.pop(prompt)  # most recently used last
         return torch.stack([self._rows[prompt] for prompt in prompts])
+
+    def _embed(self, prompt: str) -> Float[Tensor, "s dt"]:
+        stored = None if self._stored is None else self._stored.get(prompt)
+        if stored is not None:
+            return stored.to(self._encoder.device, self._encoder.dtype)
+        return encode_text(self._tokenizer, self._encoder, [prompt])[0]
 
 
 @dataclass(frozen=True, kw_only=True)

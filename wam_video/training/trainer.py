@@ -37,6 +37,7 @@ from wam_video.training.saving import Saver, SaverConfig
 from wam_video.training.sequence import share
 from wam_video.training.tally import Tally
 from wam_video.training.teacher import Lesson
+from wam_video.training.texts import StoredTexts
 from wam_video.training.whole import WholeParts
 from wam_video.training.work import StepWork
 
@@ -288,5 +289,8 @@ def _sampler(config: TrainConfig, assembly: Assembly, processor: WAMProcessor) -
         prompt_dropout=config.text.prompt_dropout,
         attention=assembly.attention,
     )
-    text = None if config.text.train else TextCache(parts.tokenizer, parts.text_encoder)
+    text = None
+    if not config.text.train:
+        stored = StoredTexts.open(config.data, parts.tokenizer, parts.text_encoder)
+        text = TextCache(parts.tokenizer, parts.text_encoder, stored=stored)
     return Sampler(settings, parts.codec, processor, text, assembly.image)
