@@ -89,7 +89,9 @@ class _Windows:
 
         self._processor = tiny_processor(TinyConfig(size=GEOMETRY["height"]))  # type: ignore[arg-type]
         self._rows = fake_batch(SimpleNamespace(processor=self._processor), 8)  # type: ignore[arg-type]
-        self.embodiments = {body["name"]: EmbodimentSpec.from_dict(body) for body in self._processor.config.embodiments}
+        self.embodiments = {
+            body["name"]: EmbodimentSpec.from_dict(body) for body in self._processor.config["embodiments"]
+        }
 
     def processor(self, normalization: str) -> Any:
         return self._processor
@@ -249,7 +251,8 @@ class _Clock:
     """A callback that notes how long each step took."""
 
     def __init__(self) -> None:
-        self.cpu, self.wall = [], []  # type: list[float], list[float]
+        self.cpu: list[float] = []
+        self.wall: list[float] = []
         self._since = (time.process_time(), time.perf_counter())
 
     def on_step(self, run: Any, result: Any) -> None:
