@@ -58,7 +58,7 @@ def soak(robots: int, seconds: float, turns: int) -> int:
     with serving(tiny_policy(CAUSAL, max_sessions=4), worker=worker, max_rate=1e6) as server:
         wanted = {seed: lives(server, seed, turns) for seed in range(8)}
     lived, end = [0] * robots, time.monotonic() + seconds
-    with serving(tiny_policy(CAUSAL, max_sessions=robots + 8), worker=worker, max_rate=1e6) as server:
+    with serving(tiny_policy(CAUSAL, max_sessions=2 * robots + 8), worker=worker, max_rate=1e6) as server:
 
         def robot(number: int) -> None:
             while time.monotonic() < end:

@@ -204,22 +204,21 @@ class ChunkMemory(StreamRows):
         unseen = order.spec.video is Role.ABSENT or (
             order.spec.video is Role.UNKNOWN and rule.actions_see_video == "observed"
         )
-        frames, device = 0 if unseen else rule.chunk_frames, setup.device
-        past = first.rhythm.context  # the pipeline draws noise for the whole window: so a session begins as it does
+        frames, device, past = 0 if unseen else rule.chunk_frames, setup.device, first.rhythm.context
+        # the pipeline draws noise for the whole window: so a session begins as it does
         shape = (*first.tail.shape[:2], past + frames, *first.tail.shape[3:])
-        width = max(setup.processor.max_action_dim, 1)
-        noise_video, noise_actions = draw_noise(order.generators, shape, (first.rhythm.per, width))
+        chunk = first.rhythm.per, max(setup.processor.max_action_dim, 1)
+        noise_video, noise_actions = draw_noise(order.generators, shape, chunk)
         plan, names = self._plan_before(order), [setup.embodiments[row] for row in rows]
         normal = setup.processor.normalize_actions(plan.actions, setup.bodies(rows))
-        free = torch.ones(len(rows), frames, dtype=torch.bool)
         pattern = ClockPattern(
-            video_free=free.to(device),
-            video_held=torch.zeros(free.shape, device=device),
+            video_free=torch.ones(len(rows), frames, dtype=torch.bool, device=device),
+            video_held=torch.zeros(len(rows), frames, device=device),
             actions_free=(~plan.held & self.exists(rows)).to(device),
             actions_held=(~plan.held).float().to(device),
         )
-        actions = torch.where(plan.held[..., None], normal, noise_actions)
-        state = State(video=noise_video[:, :, :, past:].to(device), actions=actions.to(device))
+        actions = torch.where(plan.held[..., None], normal, noise_actions).to(device)
+        state = State(video=noise_video[:, :, :, past:].to(device), actions=actions)
         return state, pattern, plan, plan.bend(setup.processor, names, noise_actions, device)
 
     def _plan_before(self, order: Decision) -> Commitment:
