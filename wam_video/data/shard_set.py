@@ -82,8 +82,7 @@ class ShardSet:
         self.embodiments = dict(manifest.embodiments)
         self.fit = str(manifest.options.get("fit", "pad"))
         self.size: tuple[int, int] = (int(manifest.options.get("height", 0)), int(manifest.options.get("width", 0)))
-        self.decodes_lazily = False
-        """Decode large videos of the stored size as windows are cut from them."""
+        self.decodes_lazily = False  # True: large videos of the stored size are decoded as windows are cut from them
         self.window = window if window.height else replace(window, height=self.size[0], width=self.size[1])
         self.encoding = encoding_of(manifest.options, name)
         if self.encoding and use_latents:
