@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int, UInt16
 
 from wam_video.data.latents import encoding_of
-from wam_video.data.manifest import SampleEntry, load_manifest, verify_manifest
+from wam_video.data.manifest import Manifest, SampleEntry, load_manifest, verify_manifest
 from wam_video.data.reader import Clip, SampleError, because, load_clip
 from wam_video.data.schema import EmbodimentSpec
 from wam_video.data.store import StoreConfig, as_store
@@ -93,21 +93,9 @@ class ShardSet:
             )
         else:
             self.encoding = None
-        if split not in manifest.splits:
-            held = manifest.splits
-            what = (
-                one_of(f"dataset {name!r} ({path}): split", split, held)
-                if held
-                else f"dataset {name!r} ({path}) is empty"
-            )
-            raise DataError(f"{what} Convert it again, with other options if need be")
+        _check_split(manifest, split, f"dataset {name!r} ({path})")
         self._samples = tuple(pair for pair in manifest.split(split) if _hash01(pair[1].episode_id) < shares[0])
         self._visible = shares[0] * (1 - shares[1])
-        for _, sample in self._samples:
-            if sample.embodiment not in self.embodiments:
-                raise DataError(
-                    one_of(f"dataset {name!r}: embodiment of {sample.key!r}", sample.embodiment, self.embodiments)
-                )
         for spec in self.embodiments.values():
             window.check_rate(spec)
         self._skip = {entry.partition("/")[2] for entry in skip if entry.partition("/")[0] == name}
@@ -265,6 +253,16 @@ class ShardSet:
         ):
             if found != stated:
                 raise DataError(f"{at}: {name} is {found!r}, the manifest says {stated!r}; convert the dataset again")
+
+
+def _check_split(manifest: Manifest, split: str, what: str) -> None:
+    if split not in manifest.splits:
+        held = manifest.splits
+        told = one_of(f"{what}: split", split, held) if held else f"{what} is empty"
+        raise DataError(f"{told} Convert it again, with other options if need be")
+    for _, sample in manifest.split(split):
+        if sample.embodiment not in manifest.embodiments:
+            raise DataError(one_of(f"{what}: embodiment of {sample.key!r}", sample.embodiment, manifest.embodiments))
 
 
 def _hash01(episode: str) -> float:
