@@ -150,7 +150,7 @@ def test_saves_slower_than_their_interval_are_all_made_and_an_end_waits_for_the_
     assert not differing(runs.end("slow"), runs.end("whole"))
 
 
-@pytest.mark.slow  # four workers import torch anew, twice
+@pytest.mark.long  # four workers import torch anew, twice
 @pytest.mark.timeout(600)
 def test_twenty_steps_are_ten_a_kill_and_ten_with_four_workers_and_saves_in_the_background(runs: Runs) -> None:
     assert runs("twenty", steps=20, save_every=100) == [0]

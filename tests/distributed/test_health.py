@@ -154,7 +154,7 @@ def test_a_killed_process_is_told_in_one_line_and_the_run_ends_as_if_nothing_had
     assert "resuming" in said
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_hang_leaves_the_stacks_of_both_processes_and_a_code_of_its_own(shards: Path, tmp_path: Path) -> None:
     results = two("hang:1:2", arguments(shards, tmp_path, "health.hang_seconds=30"))
     assert [code for code, _ in results] == [70, 70], results
@@ -176,7 +176,7 @@ def test_one_process_that_is_asked_to_stop_saves_and_stops_both_and_the_run_goes
     assert "Traceback" not in "".join(words for _, words in results)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_process_that_does_not_answer_in_time_is_given_up_by_the_others(shards: Path, tmp_path: Path) -> None:
     results = two("late:1:2", arguments(shards, tmp_path, "health.collective_timeout_s=20"))
     assert [code for code, _ in results] == [1, 1], results
@@ -185,7 +185,7 @@ def test_a_process_that_does_not_answer_in_time_is_given_up_by_the_others(shards
         assert "Traceback" not in words
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3", "fsdp2"])
 def test_other_engines_skip_what_is_not_finite_on_one_process(shards: Path, tmp_path: Path, name: str) -> None:
     config = ROOT / f"launch/accelerate/{name}.yaml"

@@ -133,7 +133,7 @@ def reference(run_config: Path) -> Any:
     ("name", "steps"),
     [
         *(pytest.param(name, 8) for name in IN_CI),
-        *(pytest.param(name, 50, marks=pytest.mark.slow) for name in KINDS if name != "cpu_two_processes"),
+        *(pytest.param(name, 50, marks=pytest.mark.long) for name in KINDS if name != "cpu_two_processes"),
     ],
 )
 def test_every_configuration_starts_two_processes_that_learn_what_ddp_does(
@@ -161,7 +161,7 @@ def test_the_files_of_the_launcher_say_what_their_names_do() -> None:
         assert (config["distributed_type"], config["fsdp_config"]["fsdp_version"]) == ("FSDP", 2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["cpu_two_processes", "fsdp2"])
 def test_two_machines_of_one_process_each_learn_what_ddp_does(
     run_config: Path, reference: Any, tmp_path: Path, name: str
@@ -177,7 +177,7 @@ def test_two_machines_of_one_process_each_learn_what_ddp_does(
     same_curve(losses(tmp_path / "run"), reference(8), 8)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_hybrid_sharding_over_two_machines_learns_what_two_times_two_processes_do(
     run_config: Path, tmp_path: Path
 ) -> None:
@@ -371,7 +371,7 @@ def test_a_kubernetes_job_starts_each_pod_with_its_number(fakes: dict[str, str])
         assert line.endswith("wam_video.cli.train a.yaml steps=5")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_hosts_over_ssh_really_train_and_one_pod_does(
     run_config: Path, reference: Any, tmp_path: Path, fakes: dict[str, str]
 ) -> None:

@@ -86,7 +86,7 @@ def test_robots_of_many_come_and_go_and_hear_their_own() -> None:
     assert soak(robots=8, seconds=2.0, turns=3) >= 8
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1500)
 def test_thirty_two_robots_for_five_minutes() -> None:
     before = resident_mb()
@@ -115,7 +115,7 @@ def test_memory_is_flat_over_some_requests() -> None:
     assert ask_often(200) < 20
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1500)
 def test_memory_is_flat_over_ten_thousand_requests() -> None:
     assert ask_often(10_000) < 20

@@ -104,7 +104,7 @@ def test_compiled_blocks_are_one_graph_each_and_learn_the_same(tmp_path: Path, c
 
 
 @pytest.mark.compile
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_a_run_with_compile_takes_a_step_in_machine_code(tmp_path: Path) -> None:
     torch._dynamo.reset()
