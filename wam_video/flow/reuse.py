@@ -89,11 +89,11 @@ class ReusedField:
         return self._used
 
     def _change(self, new: State, last: State) -> Float[Tensor, " b"]:
-        changes = []
+        changes: list[Tensor] = []
         for counts, a, b in zip(self._parts, (new.video, new.actions), (last.video, last.actions), strict=True):
             if counts and a is not None and b is not None:
-                size = a.flatten(1).norm(dim=1).clamp(min=1e-12)
-                changes.append((a - b).flatten(1).norm(dim=1) / size)
+                size = a.flatten(1).square().sum(dim=1).sqrt().clamp(min=1e-12)
+                changes.append((a - b).flatten(1).square().sum(dim=1).sqrt() / size)
         return torch.stack(changes).amax(0)
 
 
