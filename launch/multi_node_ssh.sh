@@ -20,13 +20,13 @@ remote() { # host, then a command whose words arrive there as they are here
 # shellcheck disable=SC2329 # the trap calls it
 stop() { # the far ends are told, for ssh forwards no signals
   stopped=1
-  for i in "${!hosts[@]}"; do remote "${hosts[i]}" pkill -TERM -F ".launch-$run_id-$i.pid" || true; done
+  for i in "${!hosts[@]}"; do remote "${hosts[i]}" pkill -TERM -F "/tmp/wam-video-$run_id-$i.pid" || true; done
 }
 trap stop TERM USR1 INT
 for i in "${!hosts[@]}"; do
   # shellcheck disable=SC2016 # expanded on the other machine
   remote "${hosts[i]}" env "${settings[@]}" "NODE_RANK=$i" bash -c \
-    'echo $$ >"$0"; exec bash launch/single_node.sh "$@"' ".launch-$run_id-$i.pid" "$@" &
+    'echo $$ >"$0"; exec bash launch/single_node.sh "$@"' "/tmp/wam-video-$run_id-$i.pid" "$@" &
   pids+=($!)
 done
 result=0
@@ -34,6 +34,6 @@ for pid in "${pids[@]}"; do
   while code=0; wait "$pid" || code=$?; kill -0 "$pid" 2>/dev/null; do :; done
   [ "$result" -ne 0 ] || result=$code
 done
-for i in "${!hosts[@]}"; do remote "${hosts[i]}" rm -f ".launch-$run_id-$i.pid" || true; done
+for i in "${!hosts[@]}"; do remote "${hosts[i]}" rm -f "/tmp/wam-video-$run_id-$i.pid" || true; done
 [ "$stopped" -eq 0 ] || result=75
 exit "$result"

@@ -65,6 +65,7 @@ class Events:
             os.kill(os.getpid(), signal.SIGKILL)
         full = self._job.get("full")
         if full and result.step == full["from"]:
+            self._settle(run)
             fill(full["disk"], self._folder)
         if full and result.step == full["to"]:
             self._told(run)
@@ -72,10 +73,15 @@ class Events:
 
     def on_end(self, run: Any) -> None: ...
 
-    def _told(self, run: Any) -> None:
-        """Write down what is in the folder when the save that could not be written is over."""
+    @staticmethod
+    def _settle(run: Any) -> None:
+        """Let a save that is under way be over, however slow the machine is."""
         if run._saver._writing is not None:
             run._saver._writing.exception()
+
+    def _told(self, run: Any) -> None:
+        """Write down what is in the folder when the save that could not be written is over."""
+        self._settle(run)
         names = sorted(p.name for p in (self._folder / "checkpoints").glob("step-*"))
         Path(self._job["output"] + ".full").write_text(json.dumps(names))
 

@@ -14,7 +14,7 @@ STILL_PEAK = (0.75, 4.0)
 """Largest change of a cell, of 255, under which two frames are the same picture, at least and at most: coding changes some."""
 STILL_SHARE = 0.04
 """The same, of the change that is usual in the view."""
-FROZEN_S, FROZEN_FRAMES = 0.5, 4
+FROZEN_S, FROZEN_FRAMES = 1.0, 4
 """How long the picture has to stand: both."""
 REPEATED_SHARE = 0.3
 """Of the frames in motion, how many have to repeat the one before them."""

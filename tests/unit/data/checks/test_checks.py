@@ -119,12 +119,12 @@ def test_a_rate_that_drifts_is_named() -> None:
     from dataclasses import replace
 
     def stretched(rows: np.ndarray) -> np.ndarray:
-        places = np.minimum(np.arange(len(rows)) * 0.97, len(rows) - 1)
+        places = np.minimum(np.arange(len(rows)) * 0.985, len(rows) - 1)
         low = places.astype(int)
         part = (places - low)[:, None]
         return (rows[low] * (1 - part) + rows[np.minimum(low + 1, len(rows) - 1)] * part).astype(np.float32)
 
-    episodes = made_up(count=12, frames=150)
+    episodes = made_up(count=12, frames=240)
     assert not [f for f in alarms(episodes) if f.check == "drift"]
     drifting = [replace(e, actions=stretched(e.actions), state=stretched(e.state)) for e in episodes]  # type: ignore[arg-type]
     assert "drift" in {f.check for f in alarms(drifting)}
