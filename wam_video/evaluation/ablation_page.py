@@ -43,7 +43,7 @@ def markdown(document: Mapping[str, Any]) -> str:
     try:
         variants = _variants(document)
         head = [
-            f"{len(document['seeds'])} seeds a variant, the same steps and data; reference: `{document['reference']}`. "
+            f"{len(document['seeds'])} seeds a variant, {_lengths(document)}; reference: `{document['reference']}`. "
             f"{document['method']} In brackets the interval; **better** and *worse* than the reference where that may be claimed, "
             "unmarked where it may not.",
             "",
@@ -59,6 +59,18 @@ def markdown(document: Mapping[str, Any]) -> str:
         return "\n".join([*head, *lines, "", *claims, *(["", "Not in the table:", "", *missing] if missing else [])])
     except (KeyError, TypeError) as error:
         raise DataError(f"the ablation lacks {error}; give the ablation.json that `wam-video ablate` wrote") from error
+
+
+def _lengths(document: Mapping[str, Any]) -> str:
+    """Say how long the variants were trained, where some of them set it themselves."""
+    own = {
+        name: [s.removeprefix("steps=") for s in settings if s.startswith("steps=")][-1:]
+        for name, settings in document["variants"].items()
+    }
+    if not any(own.values()):
+        return "the same steps and data"
+    told = (f"`{name}` {steps[0] if steps else 'as configured'}" for name, steps in own.items())
+    return f"the same data, steps by variant ({', '.join(told)})"
 
 
 def conclusions(document: Mapping[str, Any]) -> list[str]:

@@ -157,6 +157,9 @@ def test_what_differs_is_claimed_and_what_does_not_is_not() -> None:
     assert "policy, NRMSE, arm: b (+0." in told and "no difference can be claimed for c" in told
     assert "video, PSNR of moving pixels (dB), arm: no difference to the reference can be claimed" in told
     assert "*worse*" in markdown(document) and "16 in all" in markdown(document)
+    assert "the same steps and data;" in markdown(document)
+    longer = {**document, "variants": {**document["variants"], "b": ["steps=9", "x=1"]}}
+    assert "steps by variant (`a` as configured, `b` 9, `c` as configured)" in markdown(longer)
     assert render(document) == render(document) and "no difference can be claimed" in render(document)
 
 
