@@ -97,9 +97,12 @@ class BadSteps:
         if not any(entry["terms"] for entry in everyone):
             everyone = [entry | {"terms": ["gradient"]} for entry in everyone]  # summed up before anybody could look
         if self._is_main:
-            with self._path.open("a") as file:
-                for rank, entry in enumerate(everyone):
-                    file.write(json.dumps({"step": step, "rank": rank, **entry}) + "\n")
+            lines = [json.dumps({"step": step, "rank": rank, **entry}) + "\n" for rank, entry in enumerate(everyone)]
+            try:
+                with self._path.open("a") as file:
+                    file.writelines(lines)
+            except OSError as error:  # the log has it too: no reason for a full disk to end the run
+                _LOG.error("ALARM: %s lost step %d: %s", self._path, step, error)
         guilty = [(rank, entry) for rank, entry in enumerate(everyone) if entry["terms"]]
         return "; ".join(
             f"rank {rank}: {', '.join(entry['terms'])}, windows {', '.join(s['key'] for s in entry['samples'])}"
