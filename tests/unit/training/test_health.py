@@ -117,6 +117,16 @@ def test_lines_of_bad_steps_that_are_done_again_are_dropped(tmp_path: Path) -> N
     }
 
 
+def test_what_can_not_be_written_of_a_skipped_step_is_told_and_ends_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("wam_video").propagate = True
+    (tmp_path / "bad").mkdir()  # a folder in its place, for root may write anywhere
+    told = BadSteps(tmp_path / "bad", is_main=True, from_step=0).add(4, [{"key": "a", "index": 1}], ["video"], 2.0)
+    assert told == "rank 0: video, windows a"
+    assert "lost step 4" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("error", "told"),
     [
@@ -129,16 +139,6 @@ def test_lines_of_bad_steps_that_are_done_again_are_dropped(tmp_path: Path) -> N
         (ValueError("connection closed by peer"), None),
     ],
 )
-def test_what_can_not_be_written_of_a_skipped_step_is_told_and_ends_nothing(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    logging.getLogger("wam_video").propagate = True
-    (tmp_path / "bad").mkdir()  # a folder in its place, for root may write anywhere
-    told = BadSteps(tmp_path / "bad", is_main=True, from_step=0).add(4, [{"key": "a", "index": 1}], ["video"], 2.0)
-    assert told == "rank 0: video, windows a"
-    assert "lost step 4" in caplog.text
-
-
 def test_a_lost_process_is_told_from_other_errors(error: Exception, told: str | None) -> None:
     why = lost_process(error)
     assert (why is None) == (told is None)
