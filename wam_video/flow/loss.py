@@ -37,6 +37,9 @@ class LossConfig:
     video stand still and drown the few that answer to actions."""
     motion_threshold: float = 0.1
     """Change of a latent, in units of the codec's normalised latents, from which it counts as moving."""
+    balance_windows: bool = False
+    """Scale the weights of each window's video to a mean of 1, so that a scene in which little moves carries as much of the
+    loss as one in which much does: for a mixture of bodies of different size."""
 
     def __post_init__(self) -> None:
         if self.space not in ("prediction", "velocity"):
@@ -148,6 +151,8 @@ def loss_terms(
 def video_weights(config: LossConfig, sample: NoisySample, num_context: int) -> Float[Tensor, "b v c t h w"]:
     """Return the weight of each video element: 0 where it carries no loss, else 1, or 1 + `motion_weight` if it moves.
 
+    With `balance_windows` the weights of each sample that carries a loss are scaled to a mean of 1 over its scored elements.
+
     Raises:
         ValueError: The sample has no video.
     """
@@ -158,7 +163,11 @@ def video_weights(config: LossConfig, sample: NoisySample, num_context: int) -> 
     if config.motion_weight == 0 or num_context == 0:
         return weight
     change = (video - video[:, :, :, num_context - 1 : num_context]).abs()
-    return weight * (1.0 + config.motion_weight * (change > config.motion_threshold))
+    moving = weight * (1.0 + config.motion_weight * (change > config.motion_threshold))
+    if not config.balance_windows:
+        return moving
+    scale = weight.flatten(1).sum(1) / moving.flatten(1).sum(1).clamp(min=1.0)
+    return moving * rearrange(scale, "b -> b 1 1 1 1 1")
 
 
 def _squared_error(config: LossConfig, output: Tensor, sample: NoisySample, part: str, kind: PredictionType) -> Tensor:

@@ -79,6 +79,20 @@ def test_moving_elements_weigh_more_and_masked_ones_nothing() -> None:
     assert weights[..., 2, :, :].eq(1).all() and weights[..., :2, :, :].eq(0).all()
 
 
+def test_balanced_windows_carry_as_much_loss_however_much_of_them_moves() -> None:
+    s = sample()
+    s.clean.video[:] = 0
+    s.clean.video[0, ..., 2:, :, :] = 1.0  # all of the first window moves, one pixel of the second
+    s.clean.video[1, ..., 3, 0, 1] = 1.0
+    plain, balanced = (video_weights(LossConfig(motion_weight=6.0, balance_windows=on), s, 2) for on in (False, True))
+    assert plain[0].sum() > 3 * plain[1].sum()
+    scored = float(V * C * 2 * 4)
+    torch.testing.assert_close(balanced.flatten(1).sum(1), torch.full((B,), scored))
+    torch.testing.assert_close(balanced[1, 0, 0, 3, 0, 1] / balanced[1, 0, 0, 3, 0, 0], torch.tensor(7.0))
+    s.video_mask[0] = False
+    assert video_weights(LossConfig(motion_weight=6.0, balance_windows=True), s, 2)[0].eq(0).all()
+
+
 def test_the_bell_has_the_published_weights() -> None:
     clocks = torch.tensor([1.0, 0.99, 0.95, 0.9, 0.8, 0.5, 0.1])
     expected = torch.tensor([0.0, 0.06, 0.32, 0.63, 1.21, 2.08, 0.64])
