@@ -9,10 +9,10 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from wam_video.data.optical_flow import endpoint_error, optical_flow
 from wam_video.errors import MissingDependencyError
 from wam_video.evaluation.intervals import BootstrapConfig, Estimate, estimate
 from wam_video.evaluation.metrics import VIDEO_SUMS, moving_mask, video_scores, video_sums
-from wam_video.evaluation.optical_flow import endpoint_error, optical_flow
 from wam_video.tensors import Batch
 
 FrameMetric = Callable[[Float[Tensor, "n 3 h w"], Float[Tensor, "n 3 h w"]], Float[Tensor, " n"]]

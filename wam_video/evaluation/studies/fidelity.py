@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from wam_video.data.optical_flow import load_opencv
 from wam_video.errors import MissingDependencyError, first_line
 from wam_video.evaluation import frechet, perceptual
 from wam_video.evaluation.frame_scores import METRICS, UNITS, FrameMetric, clip_frames, column_rows, frame_sums, score
 from wam_video.evaluation.frechet import ClipFeatures, Gaussian, frechet_distance
 from wam_video.evaluation.intervals import Estimate, estimate
-from wam_video.evaluation.optical_flow import load_opencv
 from wam_video.evaluation.recompress import through_codec, through_h264
 from wam_video.evaluation.scores import Answer, Row
 from wam_video.evaluation.studies.ledger import Part, walk

@@ -6,7 +6,7 @@ import torch
 
 from tests.unit.evaluation import toy_world
 from tests.unit.evaluation.studies.toy_subject import toy_processor, toy_subject
-from wam_video.evaluation import optical_flow as flow_module
+from wam_video.data import optical_flow as flow_module
 from wam_video.evaluation.open_loop import Generated
 from wam_video.evaluation.perceptual import perceptual_distance
 from wam_video.evaluation.studies.fidelity import Fidelity, Networks

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from wam_video.evaluation.optical_flow import endpoint_error, optical_flow
+from wam_video.data.optical_flow import endpoint_error, optical_flow
 
 pytest.importorskip("cv2")
 
