@@ -17,7 +17,7 @@ from wam_video.training import callbacks as hooks
 from wam_video.training import state
 from wam_video.training.build import Parts
 from wam_video.training.config import AdapterConfig, FSDPConfig, OptimConfig, TextConfig, TrainConfig
-from wam_video.training.engines import EngineConfig, start_engine
+from wam_video.training.engines import EngineConfig, leave, start_engine
 from wam_video.training.run import Run, StepResult
 from wam_video.training.tally import TERMS
 from wam_video.training.trainer import Trainer
@@ -100,3 +100,4 @@ def main(folder: Path, settings: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), json.loads(sys.argv[2]))
+    leave(0)

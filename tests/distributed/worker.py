@@ -12,7 +12,7 @@ from tests.unit.training.fakes import FakeFeed, tiny_config
 from wam_video.cli.train import _launch
 from wam_video.training import callbacks as hooks
 from wam_video.training.config import AdapterConfig, OptimConfig
-from wam_video.training.engines import EngineConfig, start_engine
+from wam_video.training.engines import EngineConfig, leave, start_engine
 from wam_video.training.trainer import Trainer
 
 PARTS = {"adapter": AdapterConfig, "optim": OptimConfig}
@@ -41,3 +41,4 @@ def main(folder: Path, settings: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), json.loads(sys.argv[2]))
+    leave(0)

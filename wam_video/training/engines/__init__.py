@@ -4,7 +4,7 @@
 """
 
 from wam_video.training.engines.base import Engine, EngineConfig, Launch
-from wam_video.training.engines.start import start_engine
+from wam_video.training.engines.start import leave, start_engine
 from wam_video.training.engines.weights import Fragment, Weights
 
-__all__ = ["Engine", "EngineConfig", "Fragment", "Launch", "Weights", "start_engine"]
+__all__ = ["Engine", "EngineConfig", "Fragment", "Launch", "Weights", "leave", "start_engine"]
