@@ -49,6 +49,7 @@ def convert_by_tasks(
     arguments: argparse.Namespace, source: "Source", config: "WriterConfig", options: Mapping[str, object]
 ) -> int:
     """Convert in units here, or submit them; return the exit code."""
+    from wam_video.data.convert import check_limit, check_replaceable
     from wam_video.data.simulation import BUILT_IN
     from wam_video.data.spool import Recipe
     from wam_video.data.summary import summary_text
@@ -62,8 +63,8 @@ def convert_by_tasks(
     for name, value in (("--unit", arguments.unit), ("--workers", arguments.workers)):
         if value < 1:
             raise ConfigError(f"{name} is {value}; it must be at least 1")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise DataError(f"output {str(arguments.output)!r} exists already; give another folder, or remove it")
+    check_limit(arguments.limit)
+    check_replaceable(output, arguments.overwrite)
     total = source.len_hint if source.len_hint is not None else sum(1 for _ in source.episodes())
     recipe = Recipe(
         source=str(Path(arguments.source).resolve()),
@@ -79,21 +80,23 @@ def convert_by_tasks(
     if arguments.executor == "local":
         if extra:
             raise ConfigError(f"--executor-option is {', '.join(extra)}; there are none for local, but --workers")
-        print(summary_text(run_here(recipe, output, workers=arguments.workers), arguments.output))
+        manifest = run_here(recipe, output, workers=arguments.workers, overwrite=arguments.overwrite)
+        print(summary_text(manifest, arguments.output))
         return DONE
-    submit(recipe, output, arguments.executor, workers=arguments.workers, options=extra)
+    submit(recipe, output, arguments.executor, workers=arguments.workers, options=extra, overwrite=arguments.overwrite)
     print(f"{recipe.units} units are submitted; see how far they are: wam-video data status {arguments.output}")
     return DONE
 
 
 def _status(arguments: argparse.Namespace) -> int:
     from wam_video.data.manifest import MANIFEST_NAME, load_manifest
+    from wam_video.data.spool import Spool
     from wam_video.data.summary import summary_text
     from wam_video.data.tasks import status
 
     output: Path = arguments.output.resolve()
-    if (output / MANIFEST_NAME).is_file():
-        print(summary_text(load_manifest(output), arguments.output))
-    else:
+    if Spool(output).under_way or not (output / MANIFEST_NAME).is_file():
         print(status(output))
+    else:
+        print(summary_text(load_manifest(output), arguments.output))
     return DONE

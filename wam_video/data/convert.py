@@ -15,7 +15,7 @@ from wam_video.data.encode import EncodedEpisode, WriterConfig, encode_episode
 from wam_video.data.manifest import MANIFEST_NAME, Manifest, load_manifest
 from wam_video.data.schema import EmbodimentSpec, Episode
 from wam_video.data.sources import SkippedEpisode, Source
-from wam_video.data.writer import ShardWriter
+from wam_video.data.writer import ShardWriter, output_taken
 from wam_video.errors import ConfigError, DataError
 from wam_video.log import get_logger, progress
 
@@ -45,6 +45,7 @@ def plan(source: Source, *, limit: int | None = None) -> Plan:
     """Read the source's tables and headers and count what is there; see `Plan`.
 
     Raises:
+        ConfigError: `limit` is not positive.
         DataError: The source has no episodes.
     """
     frames = actions = episodes = 0
@@ -106,11 +107,11 @@ def convert(
         DataError: The output exists, no recording can be used, or the disk is full; then nothing is left behind.
     """
     output = Path(output)
-    if workers < 1 or (limit is not None and limit < 1):
-        raise ConfigError(f"workers is {workers} and limit is {limit}; both must be at least 1")
-    target = _replacement(output) if overwrite and output.exists() else output
-    if output.exists() and target is output and (not output.is_dir() or any(output.iterdir())):
-        raise DataError(f"output {str(output)!r} exists already; give another folder, or --overwrite to replace shards")
+    if workers < 1:
+        raise ConfigError(f"workers is {workers}; it must be at least 1")
+    check_limit(limit)
+    check_replaceable(output, overwrite)
+    target = output.with_name(output.name + ".replacing") if output_taken(output) else output
     with ShardWriter(target, config) as writer:
         items = _limited(source, limit)
         total = source.len_hint if limit is None else min(limit, source.len_hint or limit)
@@ -121,21 +122,55 @@ def convert(
             else:
                 writer.add(with_notes(result, source.notes))
     if target is not output:
-        shutil.rmtree(output)
-        target.rename(output)
+        put_in_place(target, output)
     return load_manifest(output)
 
 
-def _replacement(output: Path) -> Path:
-    """Return where to build the replacement of a folder of shards; anything else is not ours to delete."""
-    if output.is_dir() and not any(output.iterdir()):
-        return output
+def check_limit(limit: int | None) -> None:
+    """Refuse a number of recordings that is not positive.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit is {limit}; it must be at least 1")
+
+
+def check_replaceable(output: Path, overwrite: bool) -> None:
+    """Refuse an output that is taken, unless it is a folder of shards that is to be replaced.
+
+    Raises:
+        DataError: It is taken.
+    """
+    if not output_taken(output):
+        return
+    if not overwrite:
+        raise DataError(f"output {str(output)!r} exists already; give another folder, or --overwrite to replace shards")
     if not (output / MANIFEST_NAME).is_file():
         raise DataError(f"output {str(output)!r} exists and is no folder of shards; --overwrite replaces only shards")
-    return output.with_name(output.name + ".replacing")
+
+
+def put_in_place(built: Path, output: Path) -> None:
+    """Move a complete folder of shards to `output`; what was there goes only once the new one is in its place.
+
+    Raises:
+        DataError: The folders can't be moved.
+    """
+    old = output.with_name(output.name + ".replaced")
+    try:
+        shutil.rmtree(old, ignore_errors=True)
+        if output.exists():
+            output.rename(old)
+        built.rename(output)
+    except OSError as error:
+        raise DataError(
+            f"can't put {str(built)!r} in place of {str(output)!r}: {error.strerror}; move it there by hand"
+        ) from error
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _limited(source: Source, limit: int | None) -> Iterator[Episode | SkippedEpisode]:
+    check_limit(limit)
     return islice(source.episodes(), limit)
 
 

@@ -106,7 +106,12 @@ class LazyVideo:
         container.seek(int(self._pts[first]), stream=stream, backward=True)
         _, height, width, _ = self.shape
         for frame in container.decode(stream):
-            place = int(np.searchsorted(self._pts, frame.pts))
+            place = -1 if frame.pts is None else int(np.searchsorted(self._pts, frame.pts))
+            if not 0 <= place < len(self._pts) or (frame.height, frame.width) != (height, width):
+                raise DataError(
+                    f"video {self._name!r} has a frame of {frame.width}x{frame.height} at {frame.pts}, which its packets do "
+                    "not announce; it is damaged: make or fetch it again"
+                )
             if not self._held[place]:
                 plane: Any = reformatter.reformat(frame, format="rgb24", threads=1).planes[0]
                 rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:height, : 3 * width]

@@ -6,16 +6,21 @@ hands them to the writer in the source's order, so the shards have the same byte
 there is never done again.
 """
 
+import fcntl
 import json
 import os
+import re
+import shutil
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+from wam_video.data.convert import check_replaceable, put_in_place
 from wam_video.data.encode import EncodedClip, EncodedEpisode, WriterConfig
 from wam_video.data.manifest import Manifest, load_manifest
 from wam_video.data.schema import EmbodimentSpec
@@ -25,6 +30,7 @@ from wam_video.errors import DataError
 from wam_video.log import get_logger, progress
 
 _RECIPE, _RECORDING = "recipe.json", "recording.json"
+_UNIT = re.compile(r"unit-(\d+)\.tar")
 _log = get_logger(__name__)
 
 Item = EncodedEpisode | SkippedEpisode
@@ -80,7 +86,7 @@ class Spool:
             DataError: It is of another recipe, or can't be written.
         """
         wanted = json.loads(json.dumps(asdict(recipe)))
-        if self.folder.exists():
+        if self.under_way:
             found = asdict(self.recipe())
             differing = sorted(key for key in wanted if json.loads(json.dumps(found[key])) != wanted[key])
             if differing:
@@ -89,11 +95,42 @@ class Spool:
                     "give the same again to go on, or remove that folder"
                 )
             return
+        if self.finished():
+            raise DataError(f"{str(self.folder)!r} holds units of which nothing says what they are; remove that folder")
         try:
-            self.folder.mkdir(parents=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # of a conversion that ended: its marks would have the tasks of this one left out
+            shutil.rmtree(self.logs, ignore_errors=True)
             self._put(_RECIPE, (json.dumps(wanted, indent=1) + "\n").encode())
         except OSError as error:
             raise DataError(f"can't write {str(self.folder)!r}: {error.strerror}; give another --output") from error
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a conversion was begun here and has not ended."""
+        return (self.folder / _RECIPE).is_file()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes of this machine out, until the block or this process ends, however it ends.
+
+        Raises:
+            DataError: Another process is in, or the folder can't be written.
+        """
+        path = self.folder / ".lock"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = path.open("wb")
+        except OSError as error:
+            raise DataError(f"can't write {str(self.folder)!r}: {error.strerror}; give another --output") from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise DataError(
+                    f"another process converts to {str(self.output)!r} now; wait for it or stop it, or give another --output"
+                ) from error
+            yield
 
     def recipe(self) -> Recipe:
         """Return what the units are made by.
@@ -113,7 +150,13 @@ class Spool:
 
     def finished(self) -> set[int]:
         """Return the units that are there."""
-        return {int(path.stem.removeprefix("unit-")) for path in self.folder.glob("unit-*.tar")}
+        found = (_UNIT.fullmatch(path.name) for path in self.folder.glob("unit-*.tar"))
+        return {int(match[1]) for match in found if match}
+
+    def remove_halves(self) -> None:
+        """Remove what processes that were killed have left unfinished; for who is `alone`."""
+        for path in self.folder.glob(".unit-*"):
+            path.unlink(missing_ok=True)
 
     def write(self, unit: int, items: Iterable[Item]) -> None:
         """Put a unit there.
@@ -157,26 +200,35 @@ class Spool:
         partial.replace(self.folder / name)
 
 
-def assemble(spool: Spool) -> Manifest:
+def assemble(spool: Spool, *, overwrite: bool = False) -> Manifest:
     """Write the shards of a conversion whose units are all there, and remove the units; the logs stay.
+
+    Args:
+        spool: Of the conversion.
+        overwrite: Replace a folder of shards that is at the output.
 
     Raises:
         DataError: Units are missing, the output exists, or the disk is full; the units stay.
     """
     recipe = spool.recipe()
+    check_replaceable(spool.output, overwrite)
     if missing := sorted(set(range(recipe.units)) - spool.finished()):
         raise DataError(
             f"{len(missing)} of {recipe.units} units of {str(spool.output)!r} are not done, the first is {missing[0]}; "
             "start the conversion again to have them done"
         )
     items = (item for unit in range(recipe.units) for item in spool.read(unit))
-    with ShardWriter(spool.output, recipe.writer) as writer:
+    built = spool.folder / "shards"
+    for leftover in (built, built.with_name(built.name + ".partial")):  # of an assembling that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
+    with ShardWriter(built, recipe.writer) as writer:
         for item in progress(items, total=recipe.recordings, what="recordings into shards"):
             if isinstance(item, SkippedEpisode):
                 _log.warning("skipped %s: %s", item.episode_id, item.reason)
                 writer.skip(item.episode_id, item.reason)
             else:
                 writer.add(item)
+    put_in_place(built, spool.output)
     for unit in range(recipe.units):
         (spool.folder / _name(unit)).unlink()
     (spool.folder / _RECIPE).unlink()

@@ -17,20 +17,22 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from wam_video.data.convert import encode_recording, with_notes
+from wam_video.data.convert import check_replaceable, encode_recording, with_notes
 from wam_video.data.encode import EncodedEpisode
 from wam_video.data.manifest import Manifest
 from wam_video.data.spool import Item, Recipe, Spool, assemble
-from wam_video.errors import ConfigError, DataError, MissingDependencyError, one_of
+from wam_video.errors import ConfigError, DataError, MissingDependencyError, first_line, one_of
 from wam_video.log import progress
 
 EXECUTORS = {"local": "LocalPipelineExecutor", "slurm": "SlurmPipelineExecutor", "ray": "RayPipelineExecutor"}
 _OURS = ("pipeline", "tasks", "workers", "logging_dir", "depends", "depends_job_id", "skip_completed")
 _POLL_S = 0.5
+_TAIL_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,11 @@ class Assemble:
     """The last task: the units into shards."""
 
     output: str
+    overwrite: bool = False
 
     def __call__(self, _data: object, rank: int = 0, world_size: int = 1) -> None:
         """Do it."""
-        assemble(Spool(self.output))
+        assemble(Spool(self.output), overwrite=self.overwrite)
 
 
 def _encoded(recipe: Recipe, unit: int) -> Iterator[Item]:
@@ -63,7 +66,7 @@ def _encoded(recipe: Recipe, unit: int) -> Iterator[Item]:
         yield with_notes(item, notes) if isinstance(item, EncodedEpisode) else item
 
 
-def run_here(recipe: Recipe, output: Path, *, workers: int) -> Manifest:
+def run_here(recipe: Recipe, output: Path, *, workers: int, overwrite: bool = False) -> Manifest:
     """Encode all units with processes of this machine, and assemble the shards.
 
     Started again after it was stopped in whatever way, it does what is missing.
@@ -72,19 +75,23 @@ def run_here(recipe: Recipe, output: Path, *, workers: int) -> Manifest:
         recipe: What to convert.
         output: The folder of shards to make.
         workers: Units that are encoded at a time; the bytes do not depend on it.
+        overwrite: Replace a folder of shards that is there, once the new one is complete.
 
     Raises:
         MissingDependencyError: datatrove is not installed.
-        DataError: A task failed, or the output can't be written.
+        DataError: A task failed, the output exists or can't be written, or another process converts to it now.
     """
     _executor("local")
+    check_replaceable(output, overwrite)
     spool = Spool(output)
-    spool.open(recipe)
-    if missing := set(range(recipe.units)) - spool.finished():
-        _forget(spool, missing)
-        _encode_here(spool, recipe.units, min(workers, len(missing)))
-    manifest = assemble(spool)
-    shutil.rmtree(spool.folder)
+    with spool.alone():
+        spool.open(recipe)
+        spool.remove_halves()
+        if missing := set(range(recipe.units)) - spool.finished():
+            _forget(spool, missing)
+            _encode_here(spool, recipe.units, min(workers, len(missing)))
+        manifest = assemble(spool, overwrite=overwrite)
+        shutil.rmtree(spool.folder)
     return manifest
 
 
@@ -94,6 +101,7 @@ def _encode_here(spool: Spool, units: int, workers: int) -> None:
     log = spool.logs / "executor.log"
     command = [sys.executable, "-m", "wam_video.data.tasks", str(spool.output), str(units), str(workers)]
     with log.open("ab") as chatter:
+        begin = chatter.tell()
         child = subprocess.Popen(command, stdout=chatter, stderr=chatter, start_new_session=True)
     try:
         for _ in progress(_appearing(spool, child), total=units, what="units"):
@@ -104,9 +112,18 @@ def _encode_here(spool: Spool, units: int, workers: int) -> None:
         child.wait()
     if child.returncode:
         raise DataError(
-            f"encoding stopped after {len(spool.finished())} of {units} units; what went wrong stands in {log} and in "
-            f"{spool.logs / 'logs'}. Start it again to go on"
+            f"encoding stopped after {len(spool.finished())} of {units} units{_reason(log, begin)}. More stands in {log} and "
+            f"in {spool.logs / 'logs'}; start it again to go on"
         )
+
+
+def _reason(log: Path, begin: int) -> str:
+    """Return what a task said at its end, if it was one of our errors."""
+    with log.open("rb") as chatter:
+        chatter.seek(max(begin, log.stat().st_size - _TAIL_BYTES))
+        lines = chatter.read().decode(errors="replace").splitlines()
+    told = [line.partition(": ")[2] for line in lines if line.startswith("wam_video.errors.")]
+    return f": {told[-1]}" if told else ""
 
 
 def _appearing(spool: Spool, child: "subprocess.Popen[bytes]") -> Iterator[int]:
@@ -121,7 +138,9 @@ def _appearing(spool: Spool, child: "subprocess.Popen[bytes]") -> Iterator[int]:
             time.sleep(_POLL_S)
 
 
-def submit(recipe: Recipe, output: Path, name: str, *, workers: int, options: Mapping[str, str]) -> None:
+def submit(
+    recipe: Recipe, output: Path, name: str, *, workers: int, options: Mapping[str, str], overwrite: bool = False
+) -> None:
     """Hand the units and the assembling to a cluster.
 
     Args:
@@ -130,13 +149,15 @@ def submit(recipe: Recipe, output: Path, name: str, *, workers: int, options: Ma
         name: `slurm` or `ray`.
         workers: Units at a time; -1: all that the cluster takes.
         options: Further arguments of datatrove's executor, e.g. `partition` and `time` of Slurm.
+        overwrite: Replace a folder of shards that is there, once the new one is complete.
 
     Raises:
         MissingDependencyError: datatrove is not installed, or what its executor needs.
-        ConfigError: An option is unknown, reserved or missing.
-        DataError: Another conversion is under way there.
+        ConfigError: An option is unknown, reserved or missing, or the cluster's commands are not on this machine.
+        DataError: The output exists, another conversion is under way there, or the cluster refuses the tasks.
     """
     executor = _executor(name)
+    check_replaceable(output, overwrite)
     known = signature(executor).parameters
     allowed = [key for key in known if key not in _OURS]
     for key in options:
@@ -145,17 +166,41 @@ def submit(recipe: Recipe, output: Path, name: str, *, workers: int, options: Ma
     needed = [key for key in allowed if known[key].default is known[key].empty and key not in options]
     if needed:
         raise ConfigError(f"--executor {name} needs --executor-option {needed[0]}=...; see datatrove's executor")
+    if name == "slurm" and shutil.which("sbatch") is None:
+        raise ConfigError("--executor slurm needs the command sbatch, which is not on this machine; run it where it is")
+    if name == "ray" and find_spec("ray") is None:
+        raise ConfigError("--executor ray needs the package ray, which is not installed: pip install ray")
     given = {key: _typed(name, key, value, known[key].default) for key, value in options.items()}
     spool = Spool(output)
+    began = not spool.under_way
     spool.open(recipe)
     _forget(spool, set(range(recipe.units)) - spool.finished())
     units = executor(
         pipeline=[EncodeUnit(str(output))], tasks=recipe.units, workers=workers, logging_dir=str(spool.logs), **given
     )
     last = {**given, "job_name": f"{given.get('job_name', 'units')}_assemble"} if "job_name" in known else given
-    executor(
-        pipeline=[Assemble(str(output))], tasks=1, depends=units, logging_dir=str(spool.logs / "assemble"), **last
-    ).run()
+    assembling = executor(
+        pipeline=[Assemble(str(output), overwrite)],
+        tasks=1,
+        depends=units,
+        logging_dir=str(spool.logs / "assemble"),
+        **last,
+    )
+    try:
+        assembling.run()
+    except (OSError, subprocess.CalledProcessError, ImportError) as error:
+        if began:
+            shutil.rmtree(spool.folder, ignore_errors=True)
+        raise DataError(
+            f"--executor {name} refuses the tasks: {_said(error)}; mend the options and try again"
+        ) from error
+
+
+def _said(error: Exception) -> str:
+    """Return what went wrong on one line; what a cluster's command itself says goes straight to the terminal."""
+    if isinstance(error, subprocess.CalledProcessError):
+        return f"{error.cmd[0]} ended with {error.returncode}, its words stand above"
+    return first_line(error)
 
 
 def _typed(executor: str, key: str, value: Any, like: Any) -> Any:

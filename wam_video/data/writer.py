@@ -39,13 +39,17 @@ class ShardWriter:
         self._episodes: dict[str, str] = {}
         self._skipped: list[Skipped] = []
         self._notes: Counter[str] = Counter()
-        for path in (self.output, self._partial):
-            if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-                raise DataError(f"output {str(path)!r} exists already; remove it or choose another folder")
+        if output_taken(self.output):
+            raise DataError(f"output {str(self.output)!r} exists already; remove it or choose another folder")
+        if self._partial.exists():
+            raise DataError(_under_way(self._partial))
 
     def __enter__(self) -> Self:
         with _disk(self._partial):
-            self._partial.mkdir(parents=True, exist_ok=True)
+            try:  # whoever makes it is the one that writes: of two at once, the second is told
+                self._partial.mkdir(parents=True)
+            except FileExistsError as error:
+                raise DataError(_under_way(self._partial)) from error
         return self
 
     def __exit__(
@@ -167,6 +171,18 @@ class ShardWriter:
             (self._partial / f"{Path(shard.name).stem}.old").unlink()
         for split in list(self._shards):
             self._close(split)
+
+
+def output_taken(output: Path) -> bool:
+    """Return whether something is at `output` that shards can't be put in place of: anything but an empty folder."""
+    return output.exists() and (not output.is_dir() or any(output.iterdir()))
+
+
+def _under_way(partial: Path) -> str:
+    return (
+        f"{str(partial)!r} exists already: another conversion writes there, or one was killed; wait for it, or remove that "
+        "folder if none is running"
+    )
 
 
 def count_samples(shards: Sequence[ShardEntry], embodiments: Mapping[str, EmbodimentSpec]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Frames of large videos are decoded when they are taken: the same frames, no more of them than needed, whatever is asked first."""
 
 import io
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -84,3 +85,32 @@ def test_held_out_windows_are_decoded_at_once(tmp_path, monkeypatch):
     folder = write_shards(tmp_path / "s", [toy_episode(i) for i in range(4)], val_fraction=0.5)
     held_out = make(folder).held_out()
     assert held_out._sets[0].load(0, held_out._cache, "auto").video["front"].__class__ is np.ndarray
+
+
+def _raw(size, count):
+    """A bare H.264 stream that says its size with each of its keyframes."""
+    sink = io.BytesIO()
+    with av.open(sink, "w", format="h264") as container:
+        options = {"x264-params": "keyint=1:bframes=0:repeat-headers=1:threads=1"}
+        stream = container.add_stream("libx264", rate=10, options=options)
+        stream.width = stream.height = size
+        stream.pix_fmt = "yuv420p"
+        for number in range(count):
+            frame = np.full((size, size, 3), 40 * number, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+    return sink.getvalue()
+
+
+def test_a_frame_of_another_size_is_an_error_that_names_the_video():
+    sink = io.BytesIO()
+    with av.open(io.BytesIO(_raw(64, 2) + _raw(32, 2)), format="h264") as raw, av.open(sink, "w", format="mp4") as film:
+        stream = film.add_stream_from_template(raw.streams.video[0])
+        for number, packet in enumerate(p for p in raw.demux(video=0) if p.size):
+            packet.stream, packet.time_base = stream, Fraction(1, 10_000)
+            packet.pts = packet.dts = 1000 * number
+            film.mux(packet)
+    video = LazyVideo(sink.getvalue(), "v")
+    assert video.take([0, 1]).shape == (2, 64, 64, 3)
+    with pytest.raises(DataError, match="'v' has a frame of 32x32"):
+        video.take([3])

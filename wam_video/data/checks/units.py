@@ -18,6 +18,10 @@ _NOTHING = 1e-12
 _MOST_RADIANS = 3 * np.pi
 """Values beyond this are no angle in radians, wound up a little."""
 _ANGLE = re.compile(r"(^|_)d?(roll|pitch|yaw|rx|ry|rz|theta|angle|joint|rot)", re.IGNORECASE)
+_PLACE = re.compile(
+    r"(^|[_.])(d|delta_?|eef_?|ee_?|tcp_?|rel_?)?(x|y|z|pos\w*|position|trans\w*|width)([_.]?\d+)?$", re.IGNORECASE
+)
+"""Names of what is a length and no angle."""
 _GRIPPER = re.compile(r"grip|finger|claw|jaw", re.IGNORECASE)
 
 
@@ -80,11 +84,17 @@ def _episode_scales(body: Body, quantity: str) -> Iterator[Finding]:
                 and abs(abs(off[i]) - np.log(factor)) < np.log(_TOLERANCE) + spread[i]
                 and _nobody_else(scales[:, i], number, middle[i], off[i])
             ]
+            if factor < 100:
+                hit = [i for i in hit if not _is_length(names[i])]
             if hit and (factor > 100 or _angles_hit(names, hit)):
                 yield _scale_finding(
                     body, quantity, episode, [names[i] for i in hit], label, float(np.exp(off[hit[0]]))
                 )
                 break
+
+
+def _is_length(name: str) -> bool:
+    return bool((_PLACE.search(name) or _GRIPPER.search(name)) and not _ANGLE.search(name))
 
 
 def _angles_hit(names: tuple[str, ...], hit: list[int]) -> bool:

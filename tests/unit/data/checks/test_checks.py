@@ -1,5 +1,7 @@
 """Every fault that is planted is named, and what is sound raises no alarm."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -183,3 +185,12 @@ def test_findings_are_ordered_from_the_worst_and_read_as_one_line() -> None:
     assert worst(findings) == "error"
     assert worst([]) == "note"
     assert str(findings[1]) == "ERROR c w: t"
+
+
+def test_an_episode_of_small_motions_has_no_degrees_for_radians(blocks: Episodes) -> None:
+    names = ("dx", "dy", "dz", "gripper")
+    spec = replace(blocks[0].embodiment, action_names=names, action_units=("m", "m", "m", "normalised"), state_names=())
+    small = numbers("actions", [0, 2], lambda values: values / 57, [3])(blocks)
+    assert not [str(f) for f in alarms([replace(episode, embodiment=spec) for episode in small]) if f.check == "units"]
+    unnamed = replace(spec, action_names=())  # where no name says what it is, the factor alone has to do
+    assert [f for f in alarms([replace(episode, embodiment=unnamed) for episode in small]) if f.check == "units"]
