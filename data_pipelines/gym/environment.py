@@ -41,6 +41,8 @@ class GymMapping:
     """Packages that register the environment."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """Of its constructor."""
+    wrappers: list[str] = field(default_factory=list)
+    """`MODULE:CLASS` of what is put around it, innermost first: for one that speaks in batches or tensors."""
     hold: list[float] | str = "zero"
     """The action that keeps the body still: `zero`, `state` (its first numbers), or the numbers themselves."""
 
@@ -101,7 +103,7 @@ class GymEnvironment:
         arguments = dict(self.mapping.arguments)
         if _RENDER in self.mapping.views.values():
             arguments.setdefault("render_mode", "rgb_array")
-        self._env = make(what, tuple(self.mapping.imports), arguments)
+        self._env = make(what, self.mapping.imports, arguments, self.mapping.wrappers)
         self._box = self._env.action_space
         if len(getattr(self._box, "shape", ()) or ()) != 1:
             raise ConfigError(
