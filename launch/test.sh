@@ -7,4 +7,4 @@ bash launch/install.sh train,data,sim,serve,scale,dev
 cores=$(getconf _NPROCESSORS_ONLN)
 workers=${WORKERS:-$((cores < 4 ? cores : 4))}
 export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false SDL_VIDEODRIVER=dummy
-exec .venv/bin/python -m pytest --numprocesses "$workers" --dist loadfile -m "not gpu and not multi_gpu and not long" "$@"
+exec .venv/bin/python -m pytest --numprocesses "$workers" --dist loadfile --durations 25 -m "not gpu and not multi_gpu and not long" "$@"
