@@ -18,8 +18,8 @@ AGAINST_THE_GRAIN = {
     "wam_video/data/hen.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import wam_video.data.egg",
     "wam_video/data/egg.py": "import wam_video.data.hen",
 }
-PACKAGES = ("cli", "evaluation", "training", "inference", "models", "flow", "data")
-MODULES = ("config", "tensors", "errors", "log", "testing")
+PACKAGES = ("cli", "evaluation", "training", "inference", "latent_actions", "models", "flow", "data")
+MODULES = ("config", "tensors", "errors", "log", "markup", "page", "testing")
 
 
 def lint_imports(root: Path) -> subprocess.CompletedProcess[str]:

@@ -11,7 +11,7 @@ from wam_video.cli.data_encode import add_encode
 from wam_video.cli.data_export import add_export
 from wam_video.cli.data_tasks import add_status, add_tasks, convert_by_tasks
 from wam_video.cli.data_verify import add_verify
-from wam_video.cli.options import parse_options, parse_size
+from wam_video.cli.options import check_page, parse_options, parse_size
 from wam_video.errors import ConfigError
 from wam_video.log import setup_logging
 
@@ -215,6 +215,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
     if arguments.clips < 1:
         raise ConfigError(f"--clips is {arguments.clips}; it must be at least 1")
     manifest = load_manifest(arguments.shards)
+    check_page("--output", page)
     write_page(arguments.shards, page, clips=arguments.clips)
     print(summary_text(manifest, arguments.shards))
     print(f"page: {page}")

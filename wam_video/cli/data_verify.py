@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wam_video.cli.command import DONE, FAILED
+from wam_video.cli.options import check_page
 from wam_video.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ def _verify(arguments: argparse.Namespace) -> int:
 
     if arguments.delay is not None and not 0 <= arguments.delay <= 5:
         raise ConfigError(f"--delay is {arguments.delay}; allowed: 0 to 5 seconds")
+    if arguments.report is not None:
+        check_page("--report", arguments.report)
     manifest = load_manifest(arguments.shards)
     findings = []
     for finding in _findings(arguments, manifest):

@@ -72,6 +72,19 @@ def check_output(folder: Path) -> None:
         raise ConfigError(f"--output is {str(folder)!r}, but {str(there)!r} may not be written; give another folder")
 
 
+def check_page(option: str, page: Path) -> None:
+    """Refuse a page that could not be written, before the work that it would show.
+
+    Raises:
+        ConfigError: It is a folder, or its own folder could not be made.
+    """
+    there = next(path for path in page.absolute().parents if path.exists())
+    if page.is_dir() or not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"{option} is {str(page)!r}, can't write a page there; give a file to make, e.g. out/page.html"
+        )
+
+
 def torch_device(name: str | None) -> str:
     """Return a device that torch can use; None is CUDA where there is one.
 

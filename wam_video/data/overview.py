@@ -1,9 +1,7 @@
 """A page that shows what is in a folder of shards: pictures, action plots, counts, oddities. One file, no network."""
 
-import base64
-import html
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +13,18 @@ from wam_video.data.normalize import Stats, load_stats
 from wam_video.data.reader import Clip, load_clip, read_sample, sample_arrays, sample_info
 from wam_video.data.schema import EmbodimentSpec
 from wam_video.errors import DataError
+from wam_video.markup import Html, el, join, picture, table
+from wam_video.page import frame, write_whole
 
 _FRAMES = 8
 _MAX_ROWS = 50_000
 _MAX_PROMPTS = 30
 _MAX_SKIPPED = 200
 
-_STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;color:#1a202c;max-width:1180px;margin:2em auto;padding:0 1em}
-h1{margin-bottom:0}h2{margin-top:2em;border-bottom:1px solid #cbd5e0}img{max-width:100%;display:block}
-table{border-collapse:collapse;margin:.6em 0}td,th{padding:.15em .8em .15em 0;text-align:left;vertical-align:top}
-td.n,th.n{text-align:right}.grey{color:#4a5568}.clip{margin:.9em 0}.mark{display:inline-block;width:.8em;height:.8em;
-border-radius:2px;margin-right:.4em}code{font-size:.9em}.warn{color:#c53030}
-"""
+_STYLE = (
+    "img { max-width: 100%; display: block; } .clip { margin: .9em 0; } .warn { color: var(--no); } td { text-align: left; } "
+    ".mark { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .4em; }"
+)
 
 Placed = tuple[ShardEntry, SampleEntry]
 
@@ -47,9 +44,9 @@ def write_page(folder: Path | str, page: Path | str, *, clips: int = 6) -> Path:
     manifest = load_manifest(folder)
     try:
         stats: Stats = load_stats(folder)
-        trouble = ""
+        trouble = None
     except DataError as error:  # the page must be there most of all when something is wrong
-        stats, trouble = {}, f'<p class="warn">{_text(error)}</p>'
+        stats, trouble = {}, el("p", error, css="warn")
     by_body: dict[str, list[Placed]] = defaultdict(list)
     for shard in manifest.shards:
         for sample in shard.samples:
@@ -58,94 +55,86 @@ def write_page(folder: Path | str, page: Path | str, *, clips: int = 6) -> Path:
     for name, spec in manifest.embodiments.items():
         parts.append(_body_section(folder, spec, by_body[name], stats.get(name, {}), clips))
     parts += [_oddities(manifest)]
-    content = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{_text(manifest.dataset)}</title>'
-        f"<style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
-    )
-    try:
-        page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"can't write {str(page)!r}: {error.strerror}; give another --output") from error
-    return page
+    document = frame(manifest.dataset, parts, _STYLE)
+    return write_whole(page.parent, page.name, document.encode())
 
 
-def _head(manifest: Manifest) -> str:
+def _head(manifest: Manifest) -> Html:
     rows = [
-        (
+        [
             split,
             *(f"{counts[k]:,}" for k in ("episodes", "samples", "frames", "actions", "seconds")),
             _mib(counts["bytes"]),
-        )
+        ]
         for split, counts in manifest.counts.items()
         if counts.get("episodes")
     ]
     options = manifest.options
     facts = [
-        ("source", options.get("source", "unknown")),
-        ("licence", options.get("licence", "unknown")),
-        ("converter", manifest.converter),
-        ("stored size", f"{options.get('height')} x {options.get('width')} (height x width), fit {options.get('fit')}"),
-        ("shards", len(manifest.shards)),
-        ("skipped", f"{len(manifest.skipped)} episode(s)"),
+        ["source", options.get("source", "unknown")],
+        ["licence", options.get("licence", "unknown")],
+        ["converter", manifest.converter],
+        ["stored size", f"{options.get('height')} x {options.get('width')} (height x width), fit {options.get('fit')}"],
+        ["shards", len(manifest.shards)],
+        ["skipped", f"{len(manifest.skipped)} episode(s)"],
     ]
-    return (
-        f'<h1>{_text(manifest.dataset)}</h1><p class="grey">What is in these shards, as a model will see it.</p>'
-        + _table(None, facts)
-        + _table(("split", "episodes", "clips", "frames", "actions", "seconds", "MiB"), rows, numbers=True)
+    counts = ["split", "episodes", "clips", "frames", "actions", "seconds", "MiB"]
+    return el(
+        "section",
+        el("h1", manifest.dataset),
+        el("p", "What is in these shards, as a model will see it.", css="note"),
+        table([], facts),
+        table(counts, rows),
     )
 
 
-def _body_section(folder: Path, spec: EmbodimentSpec, placed: list[Placed], stats: dict[str, Any], clips: int) -> str:
+def _body_section(folder: Path, spec: EmbodimentSpec, placed: list[Placed], stats: dict[str, Any], clips: int) -> Html:
     shown = _spread(placed, clips)
     decoded = [load_clip(folder, shard, sample) for shard, sample in shown]
     facts = [
-        ("views", ", ".join(spec.views)),
-        ("stored frames per second", f"{spec.fps:g}"),
-        ("actions", f"{spec.action_dim} dimensions at {spec.action_rate:g} Hz" if spec.action_dim else "none"),
-        ("action units", ", ".join(dict.fromkeys(spec.action_units)) or "not recorded"),
-        ("state", f"{spec.state_dim} dimensions" if spec.state_dim else "none"),
-        ("description", spec.description),
+        ["views", ", ".join(spec.views)],
+        ["stored frames per second", f"{spec.fps:g}"],
+        ["actions", f"{spec.action_dim} dimensions at {spec.action_rate:g} Hz" if spec.action_dim else "none"],
+        ["action units", ", ".join(dict.fromkeys(spec.action_units)) or "not recorded"],
+        ["state", f"{spec.state_dim} dimensions" if spec.state_dim else "none"],
+        ["description", spec.description],
     ]
-    parts = [f"<h2>Body {_text(spec.name)}</h2>", _table(None, facts), "<h3>Clips</h3>"]
+    parts = [el("h2", f"Body {spec.name}"), table([], facts), el("h3", "Clips")]
     for number, ((shard, sample), clip) in enumerate(zip(shown, decoded, strict=True)):
         parts.append(_clip_figure(number, shard, sample, clip))
     rows, prompts = _collect(folder, placed)
     for quantity, names, dim in (
-        ("actions", spec.action_names, spec.action_dim),
-        ("state", spec.state_names, spec.state_dim),
+        ["actions", spec.action_names, spec.action_dim],
+        ["state", spec.state_names, spec.state_dim],
     ):
         if dim and rows[quantity]:
             labels = names or tuple(f"{quantity} {i}" for i in range(dim))
             parts.append(_quantity_section(quantity, labels, decoded, rows[quantity], stats.get(quantity)))
-    parts.append("<h3>Episode lengths</h3>" + _image(plot_lengths(_lengths(spec, placed)), "histogram of lengths"))
+    parts += [el("h3", "Episode lengths"), picture(plot_lengths(_lengths(spec, placed)), "histogram of lengths")]
     listed = prompts.most_common(_MAX_PROMPTS)
-    parts.append(f"<h3>Instructions ({len(prompts)} different, by clips)</h3>")
-    parts.append(_table(None, [(count, text or "(none)") for text, count in listed]))
+    parts.append(el("h3", f"Instructions ({len(prompts)} different, by clips)"))
+    parts.append(table([], [[count, text or "(none)"] for text, count in listed]))
     if len(prompts) > len(listed):
-        parts.append(f'<p class="grey">and {len(prompts) - len(listed)} more</p>')
-    return "".join(parts)
+        parts.append(el("p", f"and {len(prompts) - len(listed)} more", css="note"))
+    return el("section", *parts)
 
 
-def _clip_figure(number: int, shard: ShardEntry, sample: SampleEntry, clip: Clip) -> str:
+def _clip_figure(number: int, shard: ShardEntry, sample: SampleEntry, clip: Clip) -> Html:
     prompt = " / ".join(clip.info.get("prompts", ())) or "no instruction"
     start, fps = float(clip.info.get("clip_start_s", 0)), float(clip.info.get("fps", 1))
-    caption = (
-        f'<span class="mark" style="background:{colour(number)}"></span><b>{_text(prompt)}</b> '
-        f'<span class="grey">{_text(sample.key)}, {shard.split}, {start:.1f} to {start + sample.num_frames / fps:.1f} s, '
-        f"{sample.num_frames} frames</span>"
-    )
+    facts = f"{sample.key}, {shard.split}, {start:.1f} to {start + sample.num_frames / fps:.1f} s, {sample.num_frames} frames"
+    mark = el("span", css="mark", style=f"background: {colour(number)}")
+    rows = [mark, el("b", prompt), " ", el("span", facts, css="note")]
     picks = np.unique(np.linspace(0, sample.num_frames - 1, _FRAMES).round().astype(int))
-    rows = []
     for view, frames in clip.video.items():
         sheet = contact_sheet([frames[i] for i in picks])
-        rows.append(f'<div class="grey">{_text(view)}</div>{_image(sheet, f"{view} of {sample.key}", "jpeg")}')
-    return f'<div class="clip">{caption}{"".join(rows)}</div>'
+        rows += [el("div", view, css="note"), picture(sheet, f"{view} of {sample.key}", "jpeg")]
+    return el("div", *rows, css="clip")
 
 
 def _quantity_section(
     quantity: str, names: Sequence[str], clips: Sequence[Clip], rows: list[np.ndarray], stats: dict[str, Any] | None
-) -> str:
+) -> Html:
     series = []
     for clip in clips:
         values = getattr(clip, quantity)
@@ -155,11 +144,14 @@ def _quantity_section(
     values = np.concatenate(rows)
     over_time = plot_dimensions(series, names, stats)
     spread = plot_histograms(values, names, stats)
-    return (
-        f"<h3>{quantity.capitalize()} over time</h3>"
-        '<p class="grey">Each colour is one of the clips above; the grey band holds 98 % of the training data.</p>'
-        f"{_image(over_time, f'{quantity} over time')}<h3>{quantity.capitalize()}, how often</h3>"
-        f'<p class="grey">{len(values):,} rows; dashed: 1 % and 99 %.</p>{_image(spread, f"histograms of {quantity}")}'
+    name = quantity.capitalize()
+    return join(
+        el("h3", f"{name} over time"),
+        el("p", "Each colour is one of the clips above; the grey band holds 98 % of the training data.", css="note"),
+        picture(over_time, f"{quantity} over time"),
+        el("h3", f"{name}, how often"),
+        el("p", f"{len(values):,} rows; dashed: 1 % and 99 %.", css="note"),
+        picture(spread, f"histograms of {quantity}"),
     )
 
 
@@ -194,32 +186,16 @@ def _lengths(spec: EmbodimentSpec, placed: list[Placed]) -> list[float]:
     return [count / spec.fps for count in frames.values()]
 
 
-def _oddities(manifest: Manifest) -> str:
-    notes = [(count, note) for note, count in manifest.notes.items()]
-    skipped = [(s.episode_id, s.reason) for s in manifest.skipped[:_MAX_SKIPPED]]
-    parts = ["<h2>Oddities that were survived</h2>"]
-    parts.append(_table(("episodes", "note"), notes) if notes else "<p>none</p>")
-    parts.append(f"<h2>Skipped episodes ({len(manifest.skipped)})</h2>")
-    parts.append(_table(("episode", "reason"), skipped) if skipped else "<p>none</p>")
-    return "".join(parts)
-
-
-def _table(header: Sequence[str] | None, rows: Iterable[Sequence[Any]], *, numbers: bool = False) -> str:
-    def cells(tag: str, row: Sequence[Any]) -> str:
-        marks = [' class="n"' if numbers and i else "" for i in range(len(row))]
-        return "".join(f"<{tag}{mark}>{_text(cell)}</{tag}>" for mark, cell in zip(marks, row, strict=True))
-
-    head = f"<tr>{cells('th', header)}</tr>" if header else ""
-    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-    return f"<table>{head}{body}</table>"
-
-
-def _image(content: bytes, alt: str, kind: str = "png") -> str:
-    return f'<img alt="{_text(alt)}" src="data:image/{kind};base64,{base64.b64encode(content).decode()}">'
-
-
-def _text(value: Any) -> str:
-    return html.escape(str(value))
+def _oddities(manifest: Manifest) -> Html:
+    notes = [[count, note] for note, count in manifest.notes.items()]
+    skipped = [[s.episode_id, s.reason] for s in manifest.skipped[:_MAX_SKIPPED]]
+    return el(
+        "section",
+        el("h2", "Oddities that were survived"),
+        table(["episodes", "note"], notes) if notes else el("p", "none"),
+        el("h2", f"Skipped episodes ({len(manifest.skipped)})"),
+        table(["episode", "reason"], skipped) if skipped else el("p", "none"),
+    )
 
 
 def _mib(count: int) -> str:

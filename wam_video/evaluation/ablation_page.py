@@ -7,9 +7,9 @@ from typing import Any
 
 from wam_video.errors import DataError
 from wam_video.evaluation.ablation_record import NAME
-from wam_video.evaluation.markup import Html, el, join, table
-from wam_video.evaluation.page import frame, write_page
 from wam_video.evaluation.svg import Bar, bar_chart, number
+from wam_video.markup import Html, el, join, table
+from wam_video.page import frame, write_page
 
 _WORDS = {"better": "better", "worse": "worse", "none": "no difference can be claimed"}
 _CSS = {"better": "verdict yes", "worse": "verdict no", "none": "note"}

@@ -18,7 +18,7 @@ from wam_video.errors import DataError
 from wam_video.evaluation.intervals import episode_sums
 from wam_video.evaluation.metrics import ACTION_SUMS, VIDEO_SUMS
 from wam_video.evaluation.open_loop import Group, Key, Measured
-from wam_video.evaluation.page import write_whole
+from wam_video.page import write_whole
 
 SCHEMA_VERSION = 1
 NAME = "episodes.json"

@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from wam_video.data.video import encode_mp4
-from wam_video.evaluation.markup import Html, el
 from wam_video.evaluation.open_loop import Key, Shown
+from wam_video.markup import Html, el
 
 MIN_SIDE = 192
 """Pixels of a panel's shorter side, at least."""

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wam_video.evaluation import page
-from wam_video.evaluation.markup import Html, el, table
+from wam_video import page
 from wam_video.evaluation.policy_bench import PARTS
 from wam_video.evaluation.svg import Bar, bar_chart
+from wam_video.markup import Html, el, table
 
 RECORD = "policy.json"
 

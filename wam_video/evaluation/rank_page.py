@@ -13,12 +13,12 @@ from wam_video.data.video import encode_mp4
 from wam_video.errors import DataError
 from wam_video.evaluation import clips
 from wam_video.evaluation.intervals import Estimate
-from wam_video.evaluation.markup import Html, el, join, table
-from wam_video.evaluation.page import frame, write_page, write_whole
 from wam_video.evaluation.rank import CONDITIONS, KINDS, Pair, Ranking
 from wam_video.evaluation.sections import checks_list, interval
 from wam_video.evaluation.svg import Axes, Point, number, scatter_chart
 from wam_video.evaluation.witness import Track
+from wam_video.markup import Html, el, join, table
+from wam_video.page import frame, write_page, write_whole
 
 _SIDE = 192
 _GAP = 8

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from wam_video.evaluation.by_episode import EpisodeSums
-from wam_video.evaluation.markup import Html, el, join, table
-from wam_video.evaluation.page import frame, write_page
 from wam_video.evaluation.sections import Unit, mode_section, overview
 from wam_video.evaluation.study_page import study_left_out, study_sections
 from wam_video.evaluation.study_run import Studied
 from wam_video.evaluation.svg import Axes, Series, line_chart
 from wam_video.evaluation.wording import GLOSSARY, LEFT_OUT
+from wam_video.markup import Html, el, join, table
+from wam_video.page import frame, write_page
 from wam_video.tensors import Mode
 
 MAX_BYTES = 3_000_000

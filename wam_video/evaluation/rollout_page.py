@@ -14,11 +14,11 @@ from PIL import Image
 from wam_video.data.video import encode_mp4
 from wam_video.evaluation.agents import CONTROLS
 from wam_video.evaluation.films import film
-from wam_video.evaluation.markup import Html, el, join, table
-from wam_video.evaluation.page import frame, write_page, write_whole
 from wam_video.evaluation.rollout import Episode
 from wam_video.evaluation.rollouts import Played, Rollouts
 from wam_video.evaluation.svg import Axes, Bar, Series, bar_chart, line_chart, number
+from wam_video.markup import Html, el, join, table
+from wam_video.page import frame, write_page, write_whole
 
 MAX_BYTES = 4_000_000
 """Of the films inside the page; the others are files beside it only."""

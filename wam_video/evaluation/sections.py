@@ -7,12 +7,12 @@ from typing import Any
 from wam_video.data.schema import EmbodimentSpec
 from wam_video.evaluation import clips
 from wam_video.evaluation.intervals import Estimate
-from wam_video.evaluation.markup import Html, el, join, table
 from wam_video.evaluation.open_loop import CONTROL, Key, Shown
 from wam_video.evaluation.scores import IDENTICAL, MAX_OFF_SCALE, MIN_MOTION, Answer, Row
 from wam_video.evaluation.svg import Axes, Bar, Series, bar_chart, legend, line_chart, noise_square, number
 from wam_video.evaluation.wording import CONDITIONS, METRICS, WORDS, Chart, Words
 from wam_video.flow.modes import MODES
+from wam_video.markup import Html, el, join, table
 from wam_video.tensors import Mode
 
 _MAX_DIMS = 4

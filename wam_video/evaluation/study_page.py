@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wam_video.evaluation import clips
-from wam_video.evaluation.markup import Html, el, join, table
 from wam_video.evaluation.scores import Row
 from wam_video.evaluation.sections import checks_list, interval
 from wam_video.evaluation.study import Curve, Film, StudyWords
 from wam_video.evaluation.study_run import Studied
 from wam_video.evaluation.svg import Axes, Bar, Series, bar_chart, line_chart, number
+from wam_video.markup import Html, el, join, table
 
 Found = Mapping[str, Sequence[tuple[str, Studied]]]
 """Name of the model -> (embodiment, study)."""

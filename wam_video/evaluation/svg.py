@@ -1,6 +1,6 @@
 """Small charts as inline SVG: bars with intervals, curves with bands, and the noise square.
 
-Colours are CSS classes of the page (`report.css`), so that they follow its light or dark scheme; series are told apart by
+Colours are CSS classes of the page (`page.css`), so that they follow its light or dark scheme; series are told apart by
 class `s0`, `s1`, ... and by dash, never by colour alone. Every text is escaped here.
 """
 
@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from wam_video.evaluation.markup import Html, join
 from wam_video.flow.modes import ModeSpec, Role
+from wam_video.markup import Html, join
 
 _CHAR = 6.9
 """Pixels of a character of the labels, about."""

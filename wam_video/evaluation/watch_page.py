@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from wam_video.errors import DataError
-from wam_video.evaluation.markup import Html, el, join, table
-from wam_video.evaluation.page import frame, write_whole
 from wam_video.evaluation.svg import Axes, Series, line_chart, number
+from wam_video.markup import Html, el, join, table
+from wam_video.page import frame, write_whole
 
 PAGE = "watch.html"
 METRICS = "metrics.jsonl"

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from wam_video.errors import DataError
-from wam_video.evaluation.markup import Html, el
+from wam_video.markup import Html, el
 
 PAGE = "report.html"
 
 
 def frame(title: str, sections: Iterable[Html | None], css: str = "", *, refresh_s: int | None = None) -> str:
     """Return a self-contained page: the common stylesheet, then `css`, around the sections; read again every `refresh_s`."""
-    style = files("wam_video.evaluation").joinpath("report.css").read_text(encoding="utf-8")
+    style = files("wam_video").joinpath("page.css").read_text(encoding="utf-8")
     head = el(
         "head",
         el("meta", charset="utf-8"),

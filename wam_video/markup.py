@@ -1,5 +1,6 @@
 """HTML from nested calls; everything that isn't markup already is escaped."""
 
+import base64
 from html import escape
 from typing import Any
 
@@ -32,4 +33,9 @@ def table(head: list[Any], rows: list[list[Any]], css: str = "") -> Html:
     """Return a table; the first column is the rows' heading."""
     top = el("tr", *(el("th", cell, scope="col") for cell in head))
     body = (el("tr", el("th", row[0], scope="row"), *(el("td", cell) for cell in row[1:])) for row in rows)
-    return el("div", el("table", el("thead", top), el("tbody", *body), css=css), css="scroll")
+    return el("div", el("table", el("thead", top) if head else None, el("tbody", *body), css=css), css="scroll")
+
+
+def picture(content: bytes, alt: str, kind: str = "png") -> Html:
+    """Return an image that lies in the page itself; `kind` is `png` or `jpeg`."""
+    return el("img", alt=alt, src=f"data:image/{kind};base64,{base64.b64encode(content).decode()}")
