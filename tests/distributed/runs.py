@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from tests.unit.training.fakes import tiny_config, weights
 from wam_video.data.loader import DataConfig
 from wam_video.data.schema import EmbodimentSpec
 from wam_video.data.settings import DatasetConfig
+from wam_video.data.stream import DataWorkerError
 from wam_video.data.windows import WindowConfig
 from wam_video.log import setup_logging
+from wam_video.tensors import Batch
 from wam_video.testing import fake_shards
 from wam_video.training import callbacks as hooks
 from wam_video.training.engines import EngineConfig, Launch, start_engine
@@ -86,6 +89,20 @@ class Events:
         Path(self._job["output"] + ".full").write_text(json.dumps(names))
 
 
+class DryFeed(ShardFeed):
+    """Shards whose decoding process is gone after so many batches (None: never)."""
+
+    def __init__(self, config: DataConfig, seed: int, batches: int | None) -> None:
+        super().__init__(config, seed)
+        self._left = batches
+
+    def batches(self, *args: int) -> Iterator[Batch]:
+        for number, batch in enumerate(super().batches(*args)):
+            if number == self._left:
+                raise DataWorkerError("a process that decodes data is gone")
+            yield batch
+
+
 def fill(disk: str, folder: Path) -> None:
     """Let nothing large be written: by a limit of this process, or with a file that takes all room."""
     if disk == "limit":
@@ -138,7 +155,7 @@ def train(job: dict[str, Any], rank: int, shards: Path) -> None:
     engine = start_engine(EngineConfig.of(config), Launch(num_processes=processes))
     fault = job.get("faults", {}).get(str(rank), {"point": "", "save": 0, "act": "0"})
     events = Events(job, output)
-    feed = ShardFeed(config.data, config.seed)
+    feed = DryFeed(config.data, config.seed, job.get("dry_after", {}).get(str(rank)))
     trainer = Trainer(config, feed, engine, should_stop=events.should_stop, fault=Fault(**fault))
     trainer.run([events, hooks.CheckpointCallback(config.save_every)])
     save_file({name: value.contiguous() for name, value in weights(trainer).items()}, f"{job['output']}.end{rank}")

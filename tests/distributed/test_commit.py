@@ -208,3 +208,11 @@ def test_odd_environments_change_nothing(runs: Runs, tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     assert verify(output / "checkpoints" / "step-0000002") is None
     assert (output / "model" / "model_index.json").is_file()
+
+
+def test_two_processes_save_where_they_are_when_one_of_them_has_no_more_data(runs: Runs) -> None:
+    job = {"processes": 2, "dry_after": {"1": 3}}
+    assert runs("dry", job, batch_size=2, save_every=100) == [1, 1]
+    assert runs.steps("dry") == [3]
+    assert "TrainingFailedError: another process can't read its data" in runs.log("dry")
+    assert "DataWorkerError: a process that decodes data is gone" in runs.log("dry", 1)

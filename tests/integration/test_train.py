@@ -8,7 +8,9 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
+import torch
 
 from tests.integration.terminal import strangers
 from wam_video.cli import train as command
@@ -16,6 +18,7 @@ from wam_video.cli.command import run
 from wam_video.data.schema import EmbodimentSpec
 from wam_video.inference.pipeline import WAMPipeline
 from wam_video.testing import fake_shards
+from wam_video.training.engines import Engine
 
 ROOT = Path(__file__).resolve().parents[2]
 STATE_FILES = ("model-00000.safetensors", "ema-00000.safetensors", "optimizer-00000.safetensors")
@@ -169,3 +172,62 @@ def test_a_wrong_request_is_one_line_and_leaves_nothing(
     assert told in said
     assert "Traceback" not in said
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({"WORLD_SIZE": "two"}, "the environment's WORLD_SIZE is 'two'; allowed: 1 or more"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "WORLD_SIZE is 2, but MASTER_ADDR is not set"),
+    ],
+)
+def test_an_odd_environment_is_told_in_one_line(
+    shards: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    environment: dict[str, str],
+    told: str,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert run(command.main, arguments(shards, tmp_path / "out")) == 2
+    said = capsys.readouterr().err
+    assert told in said
+    assert len(said.strip().splitlines()) == 1, said
+
+
+def test_memory_that_is_not_there_is_told_in_one_line(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore lines")
+
+    monkeypatch.setattr(Engine, "sum", full)
+    assert run(command.main, arguments(shards, tmp_path / "out")) == 1
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert "out of memory; lower batch_size" in told
+    assert told.endswith("(CUDA out of memory. Tried to allocate 2.00 GiB.)")
+
+
+@pytest.mark.slow
+def test_a_decoding_process_that_is_killed_is_told_in_one_line_and_a_checkpoint_is_written(
+    shards: Path, tmp_path: Path
+) -> None:
+    more = ("data.num_workers=1", "save_every=100000", "log_every=1", "steps=100000")
+    process = start(shards, tmp_path / "cut", *more)
+    wait_for(tmp_path / "cut" / "metrics.jsonl", process)
+    while not (tmp_path / "cut" / "metrics.jsonl").read_text():
+        time.sleep(0.01)
+    for child in psutil.Process(process.pid).children(recursive=True):
+        if "multiprocessing.forkserver" in " ".join(child.cmdline()):
+            for worker in child.children():
+                worker.kill()
+    said = process.communicate(timeout=200)[1]
+    assert process.returncode == 1, said
+    assert "Traceback" not in said
+    (told,) = [line for line in said.splitlines() if line.startswith("error:")]
+    assert "a process that decodes data is gone" in told
+    assert "lower data.num_workers" in told
+    done = json.loads((tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    assert (tmp_path / "cut" / "checkpoints" / f"step-{done:07d}" / "COMMIT.json").is_file()

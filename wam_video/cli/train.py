@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from wam_video.cli.command import DONE, FAILED, quiet_libraries, run
 from wam_video.config import load, to_yaml
-from wam_video.errors import ConfigError
+from wam_video.errors import ConfigError, first_line
 from wam_video.log import get_logger, setup_logging
 
 if TYPE_CHECKING:
@@ -36,6 +36,14 @@ Files merge left to right, then key=value. The same command again resumes from t
 On SIGTERM, SIGUSR1 (Slurm's warning) or Ctrl-C the run saves a checkpoint and stops, in at most health.grace_seconds.
 exit codes: 0 done, or stopped by Ctrl-C; 1 failed (one line says why); 2 the request was wrong; 70 it hung (hang-rank*.txt
 has the stacks); 75 stopped on request, start it again. After 1, 70 and 75 the same command goes on."""
+
+
+_MEETING = ("RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What several processes need of a launcher to find each other."""
+_NO_MEMORY = (
+    "out of memory; lower batch_size and raise grad_accum as much, set gradient_checkpointing=full, or cut the weights up "
+    "(launch/accelerate/fsdp2.yaml, deepspeed_zero3*.yaml); `wam-video plan` says what fits; the last checkpoint is untouched"
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -67,7 +75,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _show(config)
     if not config.data.datasets:
         raise ConfigError("data.datasets is empty; give at least one, e.g. data.datasets.pusht.path=shards/pusht")
-    return _train(config, watch=arguments.watch)
+    code = _train(config, watch=arguments.watch)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        from wam_video.training.engines import leave
+
+        leave(code)
+    return code
 
 
 def _show(config: "TrainConfig") -> int:
@@ -92,6 +105,9 @@ def _show(config: "TrainConfig") -> int:
 
 def _train(config: "TrainConfig", *, watch: bool) -> int:
     quiet_libraries()
+    import torch
+
+    from wam_video.data.stream import DataWorkerError
     from wam_video.training.engines import EngineConfig, start_engine
     from wam_video.training.feed import ShardFeed
     from wam_video.training.health import TrainingFailedError
@@ -117,8 +133,12 @@ def _train(config: "TrainConfig", *, watch: bool) -> int:
             hooks = _callbacks(config, trackers, watch=watch)
             with request:
                 trainer.run([hook for each in hooks for hook in (each, watchdog)], trackers)
-    except (TrainingFailedError, SavingFailedError) as error:
+    except (TrainingFailedError, SavingFailedError, DataWorkerError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return FAILED
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        step = trainer.progress.step if trainer else 0
+        print(f"error: rank {engine.rank}, after step {step}: {_NO_MEMORY} ({first_line(error)})", file=sys.stderr)
         return FAILED
     except Exception as error:
         _leave_if_lost(error, engine.rank, trainer.progress.step if trainer else 0)
@@ -184,17 +204,36 @@ def _launch() -> "Launch":
     )
     if not torch.accelerator.is_available():  # whoever imports DeepSpeed would be warned that it had to guess
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = _announced("WORLD_SIZE", 1)
+    if processes > 1 and (missing := [name for name in _MEETING if not os.environ.get(name)]):
+        raise ConfigError(
+            f"WORLD_SIZE is {processes}, but {missing[0]} is not set; start the processes by accelerate launch, torchrun or the "
+            "scripts of launch/, or unset WORLD_SIZE for one process"
+        )
     hybrid = fsdp and os.environ.get("FSDP_SHARDING_STRATEGY", "").endswith("HYBRID_SHARD")
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if hybrid else 0
+    here = _announced("LOCAL_WORLD_SIZE", 1) if hybrid else 0
     return Launch(
         num_processes=processes,
-        attempt=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
+        attempt=_announced("TORCHELASTIC_RESTART_COUNT", 0),
         deepspeed=deepspeed,
         fsdp=fsdp,
         offload=fsdp and offload,
         shard_size=here,
     )
+
+
+def _announced(name: str, low: int) -> int:
+    """Return a launcher's number, `low` where there is none.
+
+    Raises:
+        ConfigError: It is no number, or below `low`.
+    """
+    text = os.environ.get(name, "") or str(low)
+    if not text.isdecimal() or int(text) < low:
+        raise ConfigError(
+            f"the environment's {name} is {text!r}; allowed: {low} or more: a launcher sets it, or unset it"
+        )
+    return int(text)
 
 
 def _export(folder: Path, parts: "Parts", config: "TrainConfig") -> None:

@@ -10,11 +10,15 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from wam_video.errors import DataError, WamError
+from wam_video.errors import DataError, WamError, first_line
 from wam_video.log import get_logger
 from wam_video.tensors import Batch
 
 _LOG = get_logger(__name__)
+
+
+class DataWorkerError(RuntimeError):
+    """A process that decodes is gone: killed, out of memory, or crashed within a library."""
 
 
 class BatchSource(Protocol):
@@ -121,12 +125,37 @@ class BatchLoader:
 
         Raises:
             DataError: Too many clips can't be used.
+            DataWorkerError: A worker is gone.
         """
-        for batch in self._loader:
+        batches = iter(self._loader)
+        while True:
+            batch = _next(batches, workers=self._loader.num_workers > 0)
             if isinstance(batch, WamError):
                 raise batch
             self.skips.add(batch)
             yield batch
+
+
+def _next(batches: Iterator[Batch | WamError], *, workers: bool) -> Batch | WamError:
+    """Return the next batch; with workers, find out from the error whether one of them is gone.
+
+    That shows in torch's words or, where it had a batch to hand over, in the connection. An error within a worker, of which
+    torch says that it "caught" it, stays what it is, but for one of memory.
+    """
+    try:
+        return next(batches)
+    except (RuntimeError, MemoryError, OSError, EOFError) as error:
+        told = str(error)
+        within = "in DataLoader worker process" in told
+        full = within and isinstance(error, MemoryError)
+        lost = workers and not within and (not isinstance(error, RuntimeError) or "DataLoader worker" in told)
+        if not (full or lost):
+            raise
+        raise DataWorkerError(
+            f"a process that decodes data is gone ({'out of memory' if full else first_line(error)}): killed, out of memory, or "
+            "crashed in a decoder (the system's log tells); lower data.num_workers, data.cache_mb or data.prefetch, or run "
+            "`wam-video data verify`, and start the same command again"
+        ) from error
 
 
 def _exit_with_parent() -> None:

@@ -58,8 +58,10 @@ class CodecConfig:
             raise ConfigError(one_of("codec.kind", self.kind, ("pixel", "wan")))
         if self.kind == "wan" and not self.path:
             raise ConfigError("codec.path is not set; the wan codec needs a folder or hub id of an AutoencoderKLWan")
-        if self.std <= 0:
-            raise ConfigError(f"codec.std is {self.std}; allowed: above 0")
+        if not 0 < self.std < float("inf"):
+            raise ConfigError(f"codec.std is {self.std}; allowed: above 0, finite")
+        if self.patch_size < 1:
+            raise ConfigError(f"codec.patch_size is {self.patch_size}; allowed: 1 or more (pixels)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,10 +151,11 @@ class OptimConfig:
         for name, choices in (("name", ("adamw", "muon")), ("schedule", ("constant", "cosine", "wsd"))):
             if getattr(self, name) not in choices:
                 raise ConfigError(one_of(f"optim.{name}", getattr(self, name), choices))
-        for name in ("lr", "muon_lr_scale", "weight_decay", "warmup_steps", "clip_norm"):
-            value, positive = getattr(self, name), name.startswith(("lr", "muon"))
-            if value < 0 or (positive and value == 0):
-                raise ConfigError(f"optim.{name} is {value}; allowed: {'above 0' if positive else '0 or more'}")
+        for name in ("lr", "muon_lr_scale", "weight_decay", "eps", "warmup_steps", "clip_norm"):
+            value, positive = getattr(self, name), name.startswith(("lr", "muon", "eps"))
+            if not 0 <= value < float("inf") or (positive and value == 0):
+                raise ConfigError(f"optim.{name} is {value}; allowed: {'above 0' if positive else '0 or more'}, finite")
+        _check_betas(self.betas)
         for name in ("decay_share", "min_lr_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"optim.{name} is {getattr(self, name)}; allowed: 0 to 1")
@@ -160,6 +163,11 @@ class OptimConfig:
             for key, value in getattr(self, what).items():
                 if not 0 <= value < float("inf"):
                     raise ConfigError(f"optim.{what}.{key} is {value}; allowed: {meaning}")
+
+
+def _check_betas(betas: tuple[float, float]) -> None:
+    if not all(0 <= beta < 1 for beta in betas):
+        raise ConfigError(f"optim.betas is {list(betas)}; allowed: two numbers from 0 to below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +225,7 @@ class EMAConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:
             raise ConfigError(f"ema.decay is {self.decay}; allowed: 0 to below 1")
-        if self.power < 0:
+        if not self.power >= 0:
             raise ConfigError(f"ema.power is {self.power}; allowed: 0 (none) or more")
 
 

@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Float
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from wam_video.config import to_dict
 from wam_video.data.processor import WAMProcessor
+from wam_video.data.stream import DataWorkerError
 from wam_video.errors import CheckpointError, DataError
 from wam_video.flow.loss import LossTerms, loss_terms
 from wam_video.log import get_logger
@@ -26,14 +28,14 @@ from wam_video.training.config import TrainConfig
 from wam_video.training.ema import EMA
 from wam_video.training.engines import Engine
 from wam_video.training.feed import Feed
-from wam_video.training.health import Guard, poison
+from wam_video.training.health import Guard, TrainingFailedError, poison
 from wam_video.training.metrics import Tracker
 from wam_video.training.optim import build_optimizer, freeze, learning_rate, lr_scales, set_learning_rate
 from wam_video.training.pace import Pace, Wishes
 from wam_video.training.provenance import code_versions, tell_changes
 from wam_video.training.run import Callback, StepResult
 from wam_video.training.sample import Sampler, SamplerConfig, TextCache, TrainingSample, is_video_absent
-from wam_video.training.saving import Saver, SaverConfig
+from wam_video.training.saving import Saver, SaverConfig, SavingFailedError
 from wam_video.training.sequence import share
 from wam_video.training.tally import Tally
 from wam_video.training.teacher import Lesson
@@ -104,7 +106,7 @@ class Trainer:
         self._facts |= {"base": self.parts.base_hash, "teacher": self.teacher and self.teacher.fingerprint}
         self._saver.open()
         self._resume()
-        self.start_step = self.progress.step
+        self.start_step = self._saved = self.progress.step
         self.tally = Tally(sorted(config.data.datasets), engine.device)
         self.pace = Pace(engine.device)
         self._work = StepWork(self.parts.transformer)
@@ -132,6 +134,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of where the run is, or begin to (`async_save`)."""
+        self._saved = self.progress.step
         self._saver.save(self.progress.step, lambda: state.snapshot(self.engine, self.ema, self.progress, self._facts))
 
     def validation_batches(self) -> list[Batch]:
@@ -144,7 +147,9 @@ class Trainer:
         """Train until the last step, the time limit or a request to stop.
 
         Raises:
-            TrainingFailedError: `max_bad_steps` steps in a row were not finite.
+            TrainingFailedError: `max_bad_steps` steps in a row were not finite, or another process has no data.
+            DataError: The data can't be used; there is a checkpoint, unless processes on CUDA devices could not agree on one.
+            DataWorkerError: A process that decodes is gone; likewise.
             SavingFailedError: `max_failed_saves` saves in a row failed, or the last one of the run.
         """
         self._trackers = trackers
@@ -176,13 +181,16 @@ class Trainer:
         """Do one optimizer step; None if it is time to stop, for which one process's word is enough."""
         step = self.progress.step
         self.pace.begin()
-        samples, lessons = self._samples(batches, step)
-        taught = sum(lesson.count for lesson in lessons if lesson is not None)
-        counts = torch.stack([torch.stack([s.video_count.sum(), s.action_count.sum()]) for s in samples]).sum(dim=0)
-        counts = torch.cat([counts, counts.new_zeros(1) + taught])
-        wishes = counts.new_tensor([float(self._is_time_up()), float(self._should_stop())])
-        counts, wishes = self.engine.sum(torch.cat([counts, wishes])).split([3, 2])
-        time_is_up, self.interrupted = self._wishes.read(wishes)
+        samples, lessons, failure = self._samples(batches, step)
+        counts = torch.zeros(3, device=self.engine.device)
+        for sample, lesson in zip(samples, lessons, strict=True):
+            counts[:2] += torch.stack([sample.video_count.sum(), sample.action_count.sum()])
+            counts[2] += 0 if lesson is None else lesson.count
+        wishes = counts.new_tensor([self._is_time_up(), self._should_stop(), failure is not None])
+        counts, wishes = self.engine.sum(torch.cat([counts, wishes])).split([3, 3])
+        time_is_up, self.interrupted, is_dry = self._wishes.read(wishes)
+        if is_dry or failure is not None:
+            self._give_up(failure, together=is_dry or self.engine.num_processes == 1)
         if time_is_up or self.interrupted:
             return None
         self.pace.met()
@@ -201,20 +209,38 @@ class Trainer:
             self._guard.tell(samples, sums, jumps, norm)
         return StepResult(step=step + 1, sums=sums, grad_norm=norm, lr=lr, applied=applied)
 
-    def _samples(self, batches: Iterator[Batch], step: int) -> tuple[list[TrainingSample], list[Lesson | None]]:
-        """Make all the samples of a step, for their counts are needed before the first is used."""
+    def _samples(
+        self, batches: Iterator[Batch], step: int
+    ) -> tuple[list[TrainingSample], list[Lesson | None], Exception | None]:
+        """Make all the samples of a step, for their counts are needed before the first is used; or say why there are none."""
         absent = is_video_absent(self.config.density, self.config.seed, step)
         samples, lessons, wait_s, frames = [], [], 0.0, 0
         for _ in range(self.config.grad_accum):
             before = time.perf_counter()
-            batch = next(batches)
+            try:
+                batch = next(batches)
+            except (DataError, DataWorkerError) as error:
+                return [], [], error
             wait_s += time.perf_counter() - before
             frames += int(batch.frame_mask.sum())
             samples.append(self.sampler(batch, self.engine.device, absent_video=absent))
             with torch.autocast(self.engine.device.type, torch.bfloat16, enabled=self.engine.precision == "bf16"):
                 lessons.append(self.teacher and self.teacher(batch, samples[-1]))
         self.pace.meet(wait_s, frames)
-        return samples, lessons
+        return samples, lessons, None
+
+    def _give_up(self, failure: Exception | None, *, together: bool) -> NoReturn:
+        """End the run for want of data, here or on another process; a checkpoint comes first where all know of it.
+
+        Where they learn it a step late (CUDA), the others are in a step that this process is not in.
+        """
+        if together and self.progress.step not in (0, self._saved):
+            with suppress(SavingFailedError):  # told already
+                self.save()
+                self._saver.finish()
+        raise failure or TrainingFailedError(
+            "another process can't read its data, and says why; this one has saved its part"
+        )
 
     def _accumulate(
         self, sample: TrainingSample, lesson: Lesson | None, counts: Float[Tensor, " 3"], sums: Tensor, *, last: bool

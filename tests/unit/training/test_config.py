@@ -34,6 +34,10 @@ def test_a_misspelt_scheduler_key_is_refused() -> None:
         ("codec.kind=wan", "codec.path is not set"),
         ("model.patch_size=[1,2]", "three numbers"),
         ("batch_sise=3", "Did you mean 'batch_size'"),
+        ("optim.lr=.nan", "optim.lr is nan; allowed: above 0, finite"),
+        ("optim.eps=-1e-8", "optim.eps is -1e-08; allowed: above 0"),
+        ("optim.betas=[0.9,2]", r"optim.betas is \[0.9, 2.0\]; allowed: two numbers from 0 to below 1"),
+        ("codec.patch_size=0", "codec.patch_size is 0"),
     ],
 )
 def test_a_wrong_value_is_told_with_what_is_allowed(change: str, told: str) -> None:

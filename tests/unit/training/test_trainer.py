@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.unit.training.fakes import FakeFeed, differing, tiny_config, tiny_trainer, weights
+from wam_video.data.stream import DataWorkerError
 from wam_video.errors import ConfigError, DataError
 from wam_video.flow.density import DensityConfig
 from wam_video.flow.loss import LossConfig
@@ -160,3 +161,25 @@ def test_windows_that_do_not_fill_the_patches_are_refused(tmp_path: Path) -> Non
 def test_an_engine_that_is_not_what_was_wanted_is_refused(config: EngineConfig, launch: Launch, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         start_engine(config, launch)
+
+
+class DryFeed(FakeFeed):
+    """Windows for two steps, and then none."""
+
+    def batches(self, *args: int) -> Iterator[Batch]:
+        for step, batch in enumerate(super().batches(*args)):
+            if step == 2:
+                raise DataWorkerError("a process that decodes data is gone")
+            yield batch
+
+
+def test_a_run_without_more_data_saves_where_it_is_and_goes_on_from_there(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tiny_config(tmp_path), DryFeed())
+    with pytest.raises(DataWorkerError, match="is gone"):
+        trainer.run([hooks.CheckpointCallback(100)])
+    again = tiny_trainer(tiny_config(tmp_path))
+    assert again.progress.step == 2
+    again.run([])
+    whole = tiny_trainer(tiny_config(tmp_path / "whole"))
+    whole.run([])
+    assert not differing(weights(whole), weights(again))

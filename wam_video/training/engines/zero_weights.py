@@ -5,6 +5,7 @@ parameter into as many pieces as there are processes, a process's pieces laid en
 updates these lines, so its counts of steps are a line's and not a parameter's.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -64,8 +65,9 @@ class _LineWeights(Weights):
     def _blocks(self) -> list[list[Fragment]]:
         return [list(self._places)]
 
+    @abstractmethod
     def _lines(self) -> Sequence[Tensor]:
-        raise NotImplementedError
+        """Return the lines of the float32 weights."""
 
     def _line(self, fragment: Fragment) -> Tensor:
         return self._lines()[self._places[fragment][0]]
