@@ -48,7 +48,7 @@ def add_overhead(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add("--engines", nargs="*", default=list(ENGINES), help="files of launch/accelerate; run it where that folder is")
     add("--output", type=Path, help="write the figures as JSON here")
     parser.set_defaults(measure=bench_overhead)
-    worker = commands.add_parser("step")  # under the launcher; not for people
+    worker = commands.add_parser("step", help="one process of `overhead`, which starts it")
     worker.add_argument("--steps", type=int, required=True)
     worker.add_argument("--output", type=Path, required=True)
     worker.set_defaults(measure=_worker)
