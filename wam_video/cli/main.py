@@ -19,6 +19,7 @@ COMMANDS = {
     "generate": "run one mode of a model on a recording: policy, forward, inverse, video or joint",
     "evaluate": "score every mode on held-out episodes, with controls; writes report.html",
     "ablate": "train and score variants x seeds alike; one table with paired statistics",
+    "latent-actions": "labels for video without actions: train a model of frame pairs, label shards, probe",
     "card": "put the figures of metrics.json, or an ablation's table, into a model card",
     "rollout": "run a policy in closed loop in a simulator",
     "rank": "compare policies inside a world model, and with what a simulator says of them",
@@ -27,7 +28,7 @@ COMMANDS = {
     "plan": "memory and time of a training run, on paper",
     "convert": "turn a published checkpoint (DreamZero) into a folder of ours",
 }
-"""Command -> one line for the help. A command is a module of this folder with `main(argv) -> exit code`."""
+"""Command -> one line for the help. A command is a module of this folder with `main(argv) -> exit code`; a dash is `_` there."""
 
 _EXAMPLE = """\
 example:
@@ -40,7 +41,11 @@ example:
 
 def available() -> dict[str, str]:
     """Return the commands whose module is installed, with the line that describes them."""
-    return {name: text for name, text in COMMANDS.items() if find_spec(f"wam_video.cli.{name}") is not None}
+    return {name: text for name, text in COMMANDS.items() if find_spec(_module(name)) is not None}
+
+
+def _module(command: str) -> str:
+    return f"wam_video.cli.{command.replace('-', '_')}"
 
 
 def usage() -> str:
@@ -69,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command not in available():
         print(f"error: {one_of('command', command, available())} See wam-video --help.", file=sys.stderr)
         return WRONG_REQUEST
-    return run(import_module(f"wam_video.cli.{command}").main, rest)
+    return run(import_module(_module(command)).main, rest)
 
 
 if __name__ == "__main__":

@@ -169,8 +169,9 @@ def allowed_suffix(suffix: str) -> bool:
     if len(parts) == 2 and parts[1] == "mp4":
         return bool(parts[0])
     if len(parts) == 3:
-        return parts[0] == "latents" and parts[2] == "npy"
-    return suffix in MEMBER_SUFFIXES and suffix not in ("mp4", "latents")
+        known = parts[0] == "latents" or (parts[0] == "source" and parts[1] in _ARRAYS)
+        return known and parts[2] == "npy"
+    return suffix in MEMBER_SUFFIXES and suffix not in ("mp4", "latents", "source")
 
 
 def load_npy(data: bytes, what: str) -> Shaped[np.ndarray, "..."]:

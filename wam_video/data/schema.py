@@ -17,10 +17,11 @@ from wam_video.errors import DataError
 SCHEMA_VERSION = 1
 """Of the shards, the manifest and the statistics; a reader refuses newer ones."""
 
-MEMBER_SUFFIXES = ("mp4", "actions.npy", "state.npy", "reward.npy", "latents", "text.npy", "json")
+MEMBER_SUFFIXES = ("mp4", "actions.npy", "state.npy", "reward.npy", "latents", "source", "text.npy", "json")
 """The only kinds of member that a shard may hold; nothing else is ever decoded.
 
-`data encode` writes `latents.<view>.npy`, which the loader reads in place of pixels. `text.npy` is reserved for encoded
+`data encode` writes `latents.<view>.npy`, which the loader reads in place of pixels; `latent-actions label` keeps the
+recording's arrays as `source.actions.npy` and so on, which only probes read. `text.npy` is reserved for encoded
 prompts: a shard may carry it, and nothing reads it yet, so its bytes are neither parsed nor checked (`data verify` compares
 the whole shard's hash).
 """

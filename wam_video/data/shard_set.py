@@ -94,7 +94,7 @@ class ShardSet:
         else:
             self.encoding = None
         _check_split(manifest, split, f"dataset {name!r} ({path})")
-        self._samples = tuple(pair for pair in manifest.split(split) if _hash01(pair[1].episode_id) < shares[0])
+        self._samples = tuple(pair for pair in manifest.split(split) if episode_share(pair[1].episode_id) < shares[0])
         self._visible = shares[0] * (1 - shares[1])
         for spec in self.embodiments.values():
             window.check_rate(spec)
@@ -160,7 +160,7 @@ class ShardSet:
 
     def shows_actions(self, sample: SampleEntry) -> bool:
         """Say whether a sample of the folder is of the episodes whose actions are read."""
-        return _hash01(sample.episode_id) < self._visible
+        return episode_share(sample.episode_id) < self._visible
 
     @property
     def num_clips(self) -> int:
@@ -265,5 +265,6 @@ def _check_split(manifest: Manifest, split: str, what: str) -> None:
             raise DataError(one_of(f"{what}: embodiment of {sample.key!r}", sample.embodiment, manifest.embodiments))
 
 
-def _hash01(episode: str) -> float:
+def episode_share(episode: str) -> float:
+    """Return where an episode stands in [0, 1) by a hash of its name; a share of a dataset is what stands below it."""
     return int.from_bytes(hashlib.sha256(f"share:{episode}".encode()).digest()[:8], "big") / 2**64

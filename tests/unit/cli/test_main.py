@@ -17,7 +17,7 @@ def test_help_lists_exactly_the_commands_that_exist(capsys: pytest.CaptureFixtur
     assert dispatcher.main(["--help"]) == 0
     rows = capsys.readouterr().out.split("commands:")[1].split("example:")[0].split("\n")
     listed = {row.split()[0] for row in rows if row.strip()}
-    assert listed == {name for name in dispatcher.COMMANDS if find_spec(f"wam_video.cli.{name}")}
+    assert listed == {name for name in dispatcher.COMMANDS if find_spec(f"wam_video.cli.{name.replace('-', '_')}")}
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

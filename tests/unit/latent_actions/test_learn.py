@@ -1,0 +1,123 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.unit.latent_actions.square import write
+from wam_video.data.manifest import load_manifest
+from wam_video.errors import CheckpointError, ConfigError, DataError
+from wam_video.latent_actions.files import load_model, save_model
+from wam_video.latent_actions.learn import LearnConfig, learn, measure
+from wam_video.latent_actions.networks import DIMS, LatentModelConfig
+from wam_video.latent_actions.pairs import Body, Pairs, load_pairs, ready
+
+pytest.importorskip("cv2")
+
+STEPS = {"flow": 250, "vae": 400, "nsvq": 500}
+
+
+def small(method: str) -> LatentModelConfig:
+    return LatentModelConfig(method=method, dim=DIMS[method], side=32, width=16, codebook=16)
+
+
+def held_out(folder: Path, config: LatentModelConfig, split: str) -> Pairs:
+    manifest = load_manifest(folder)
+    body = Body.of(manifest)
+    return load_pairs(folder, body.samples(manifest, split), body, config, 2000)
+
+
+def r2(model, fit: Pairs, held: Pairs) -> float:
+    """Of a line from latents to the square's velocity, on other episodes."""
+    x, test = (model.label(ready(p.kept)).double() for p in (fit, held))
+    one = torch.ones(len(x), 1, dtype=torch.float64)
+    line = torch.linalg.lstsq(torch.cat([x, one], 1), fit.actions.double()).solution
+    wrong = torch.cat([test, torch.ones(len(test), 1, dtype=torch.float64)], 1) @ line - held.actions
+    return float(1 - wrong.square().sum() / (held.actions - held.actions.mean(0)).square().sum())
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("many") / "squares", episodes=60)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param("flow"), pytest.param("vae", marks=pytest.mark.long), pytest.param("nsvq", marks=pytest.mark.long)],
+)
+def test_a_latent_is_linear_in_the_squares_velocity(many: Path, method: str) -> None:
+    config = small(method)
+    body = Body.of(load_manifest(many))
+    learned = learn(many, body, config, LearnConfig(steps=STEPS[method], batch_size=48))
+    fit, held = (held_out(many, config, split) for split in ("train", "val"))
+    found = r2(learned.model, fit, held)
+    shuffled = replace(held, kept=held.kept.roll(len(held) // 2, 0))
+    assert found > 0.8, learned.figures
+    assert r2(learned.model, fit, shuffled) < 0.1
+    assert not learned.figures["flags"]
+    assert learned.figures["explained"]["own"] > learned.figures["explained"]["another"] + 0.3
+    if method == "nsvq":
+        assert learned.figures["codes"]["perplexity"] > 4, "codes are in use"
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_gives_others(squares: Path) -> None:
+    body, config = Body.of(load_manifest(squares)), small("nsvq")
+    runs = [learn(squares, body, config, LearnConfig(steps=3, batch_size=8, seed=seed)).model for seed in (0, 0, 1)]
+    states = [torch.cat([p.flatten() for p in run.state_dict().values()]) for run in runs]
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
+def test_a_model_that_ignores_the_second_frame_crosses_its_control(
+    squares: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small("vae")
+    body = Body.of(load_manifest(squares))
+    model = learn(squares, body, config, LearnConfig(steps=3, batch_size=8)).model
+    whole = model.label
+
+    def blind(x: torch.Tensor) -> torch.Tensor:
+        return whole(torch.cat([x[:, :3], x[:, :3]], dim=1))
+
+    monkeypatch.setattr(model, "label", blind)
+    figures = measure(model, held_out(squares, config, "val"), LearnConfig())
+    assert any("nothing of the second frame" in flag for flag in figures["flags"])
+
+
+def test_weak_labels_are_of_the_episodes_that_a_run_would_read(many: Path) -> None:
+    body = Body.of(load_manifest(many))
+    config = replace(small("flow"), action_dim=2)
+    learned = learn(many, body, config, LearnConfig(steps=4, batch_size=16, labels=0.25))
+    pairs = learned.figures["pairs"]
+    assert 0.1 < pairs["labelled"] / pairs["train"] < 0.4
+    with pytest.raises(ConfigError, match="no pair of that share"):
+        learn(many, body, config, LearnConfig(steps=4, labels=1e-6))
+
+
+def test_a_folder_comes_back_and_a_broken_one_is_refused(squares: Path, tmp_path: Path) -> None:
+    body, config = Body.of(load_manifest(squares)), small("flow")
+    model = learn(squares, body, config, LearnConfig(steps=2, batch_size=8)).model
+    digest = save_model(model, {"flags": []}, tmp_path / "m")
+    again, found = load_model(tmp_path / "m")
+    x = torch.randn(2, 2, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert found == digest
+    assert torch.equal(again.label(x), model.label(x))
+    with pytest.raises(DataError, match="exists already"):
+        save_model(model, {}, tmp_path / "m")
+    weights, text = tmp_path / "m" / "model.safetensors", (tmp_path / "m" / "config.json").read_text()
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match="cut short"):
+        load_model(tmp_path / "m")
+    weights.write_bytes(whole)
+    for wrong in (
+        "{",
+        text.replace('"flow"', '"flaw"'),
+        text.replace('"schema_version": 1', '"schema_version": 9'),
+        text.replace('"dim": 14', '"dim": 15'),
+    ):
+        (tmp_path / "m" / "config.json").write_text(wrong)
+        with pytest.raises(CheckpointError):
+            load_model(tmp_path / "m")
+    with pytest.raises(CheckpointError, match="latent-actions train"):
+        load_model(tmp_path / "nowhere")
