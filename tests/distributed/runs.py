@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from tests.distributed import worker
 from tests.unit.training.fakes import tiny_config, weights
 from wam_video.data.loader import DataConfig
 from wam_video.data.schema import EmbodimentSpec
@@ -143,8 +144,14 @@ def train(job: dict[str, Any], rank: int, shards: Path) -> None:
     setup_logging()
     processes = job.get("processes", 1)
     if processes > 1:
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes))
+        os.environ.update(
+            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes)
+        )
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(job["port"]))
+    if "launch" in job:
+        os.environ.update(job["launch"])
+        worker.main(output, job["settings"])
+        return
     if job.get("full", {}).get("disk") == "tmpfs":
         mount_small_disk(output)
     window = WindowConfig(action_horizon=4)

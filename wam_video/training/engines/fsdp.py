@@ -8,7 +8,7 @@ Gradients are summed over processes as they come, micro-batch by micro-batch, so
 """
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -83,7 +83,7 @@ class FSDPEngine(Engine):
         for name, buffer in module.named_buffers():
             module.get_submodule(name.rpartition(".")[0])._buffers[name.rpartition(".")[2]] = buffer.to(self.device)
         self._optimizer = build(module)
-        self._weights = FSDPWeights(module.named_parameters(), self._optimizer)
+        self._weights = FSDPWeights(module, self._optimizer)
 
     def forward(self, *args: Any, **named: Any) -> Any:
         """Run the module in a step."""
@@ -115,8 +115,9 @@ class FSDPEngine(Engine):
 class FSDPWeights(Weights):
     """Rows of dim 0 of every parameter; the first of several copies of them is the one that is written."""
 
-    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer) -> None:
-        self._parameters: dict[str, Any] = dict(named)
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self._units = [unit for unit in module.modules() if isinstance(unit, FSDPModule)]
+        self._parameters: dict[str, Any] = dict(module.named_parameters())
         self._state = StateOf(optimizer)
         trained, frozen = [], []
         for name, parameter in self._parameters.items():
@@ -141,6 +142,11 @@ class FSDPWeights(Weights):
             flat(local(self._state.entry(parameter, entry))).copy_(value)
         else:
             self._state.set_scalar(parameter, entry, value)
+
+    def refresh(self) -> None:
+        """Drop what was put together from the old rows; the root keeps that after a forward pass without a backward pass."""
+        for unit in self._units:
+            unit.reshard()
 
 
 def local(tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*part"]:
