@@ -340,6 +340,12 @@ def test_a_stop_answers_what_was_asked() -> None:
         (["--token-file", "nowhere"], "can't be read"),
         (["--max-batch", "0"], "--max-batch is 0"),
         (["--map", "front"], "KEY=VALUE"),
+        (["--dialect", "lerobot"], "--dialect is 'lerobot'; allowed: dreamzero, openpi, roboarena"),
+        (["--continuation", "none"], "continuation is 'none'"),
+        (["--path", "short"], "policy_path is 'short'"),
+        (["--steps", "0"], "num_inference_steps is 0"),
+        (["--gaps", "maybe"], "--gaps is 'maybe'"),
+        (["--action-space", "joints"], "--action-space is 'joints'"),
     ],
 )
 def test_a_wrong_command_says_so_before_anything_is_loaded(options: list[str], words: str) -> None:

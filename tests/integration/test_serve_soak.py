@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.integration.serving import CAUSAL, serving, tiny_policy
-from wam_video.errors import ConfigError
+from wam_video.errors import ConfigError, DataError
 from wam_video.inference.chunk_player import PlayConfig
 from wam_video.inference.client import Client
 from wam_video.inference.real_time import RealTimePolicy, ask_client
@@ -195,6 +195,31 @@ def test_a_robot_acts_through_the_server_without_waiting() -> None:
                 time.sleep(0.02)
         assert policy.facts()["asked"] >= 3
         assert server.metrics.counted("errors_total", "request") == 0
+
+
+def test_a_robot_goes_on_after_its_server_failed_once() -> None:
+    """The server has forgotten what it answered before; the robot says what it is committed to."""
+    policy = tiny_policy(continuation="guided")
+    decide, failures = policy.decide, iter([False, True])
+
+    def sometimes(asked: Any) -> Any:
+        if next(failures, False):
+            policy.reset(asked[0][0])
+            return [RuntimeError("out of memory")]
+        return decide(asked)
+
+    policy.decide = sometimes  # type: ignore[method-assign]
+    with serving(policy) as server, Client(f"ws://127.0.0.1:{server.port}") as client:
+        with RealTimePolicy(ask_client(client), PlayConfig(delay=1, execute=2)) as robot:
+            turns, refused = iter(range(100)), []
+            for _ in range(10):
+                try:
+                    robot.step(lambda: sees(0, next(turns)))
+                    robot._take(wait=robot._future is not None)
+                except DataError as error:
+                    refused.append(str(error))
+        assert len(refused) == 1 and "the server failed" in refused[0]
+        assert robot.facts()["asked"] >= 4
 
 
 def test_tls_lets_in_who_knows_the_certificate(tmp_path: Path) -> None:

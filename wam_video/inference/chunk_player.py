@@ -12,7 +12,7 @@ Nothing here knows of threads, networks or clocks; `real_time` and the simulator
 
 from collections import Counter
 from dataclasses import dataclass
-from math import floor
+from math import floor, inf
 
 import numpy as np
 from jaxtyping import Float
@@ -35,7 +35,10 @@ class PlayConfig:
     slow: float = 0.5
     """Speed until it comes, with `slow`."""
     blend: int = 0
-    """So many actions after a seam go over from the old chunk to the new, as far as the old one has any."""
+    """So many actions after a seam go over from the old chunk to the new, or as many as the old one has."""
+    ensemble: float | None = None
+    """Instead: each action is the mean of what all chunks say of its step, a chunk that is i decisions younger than the oldest
+    by the weight exp(-ensemble * i) (temporal ensembling: Zhao et al. 2023, arXiv 2304.13705, section IV-C; theirs is 0.01)."""
 
     def __post_init__(self) -> None:
         if self.late not in LATE:
@@ -49,17 +52,26 @@ class PlayConfig:
             )
         if not 0 < self.slow < 1:
             raise ConfigError(f"slow is {self.slow}; allowed: between 0 and 1")
+        if self.ensemble is not None and not (0 <= self.ensemble < inf and self.blend == 0):
+            raise ConfigError(
+                f"ensemble is {self.ensemble} and blend {self.blend}; allowed: 0 (all chunks alike) or more, and one of the two"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Before:
     """What the old chunk says from a question on."""
 
-    executed: int
-    """Whole actions that were carried out since the question before."""
+    done: Float[np.ndarray, "e da"]
+    """What was carried out since the question before, in whole actions of the plan (a robot that slows down takes more steps)."""
     committed: Float[np.ndarray, "d da"]
     planned: Float[np.ndarray, "k da"]
     """After the committed ones."""
+
+    @property
+    def executed(self) -> int:
+        """How many were carried out."""
+        return len(self.done)
 
 
 class ChunkPlayer:
@@ -84,6 +96,7 @@ class ChunkPlayer:
     def reset(self) -> None:
         """Begin an episode; what was counted stays."""
         self._chunk: Float[np.ndarray, "ta da"] | None = None
+        self._said: list[Float[np.ndarray, "ta da"]] = []
         self._at = 0.0
         self._asked: float | None = None
         self._waited = 0
@@ -115,8 +128,9 @@ class ChunkPlayer:
         place = floor(self._at + 1e-9)
         self._asked, self._waited = float(place), 0
         self.counts["asked"] += 1
-        rest = np.zeros((0, 0), np.float32) if self._chunk is None else self._chunk[place:]
-        return Before(executed=place, committed=rest[: self.config.delay], planned=rest[self.config.delay :])
+        chunk = np.zeros((0, 0), np.float32) if self._chunk is None else self._chunk
+        until = place + self.config.delay
+        return Before(done=chunk[:place], committed=chunk[place:until], planned=chunk[until:])
 
     def fail(self) -> None:
         """Note that the decision will not come; the next one is due at once."""
@@ -126,15 +140,36 @@ class ChunkPlayer:
         """Take the decision that was asked for: its action i belongs to i steps after the question."""
         assert self._asked is not None, "a chunk is asked for before it comes"
         chunk = np.array(chunk, np.float32)
-        ahead = self._at - self._asked
+        ahead, asked = self._at - self._asked, int(self._asked)
         entered = floor(ahead + 1e-9)
         if self._chunk is not None:
-            old = self._chunk[int(self._asked) :]
-            for j in range(min(self.config.blend, len(old) - entered, len(chunk) - entered)):
-                share = (j + 1) / (self.config.blend + 1)
-                chunk[entered + j] = (1 - share) * old[entered + j] + share * chunk[entered + j]
+            old = self._chunk[asked:]
+            if self.config.ensemble is not None:
+                chunk = self._ensembled(chunk, asked, self.config.ensemble)
+            count = max(min(self.config.blend, len(old) - entered, len(chunk) - entered), 0)
+            shares = (np.arange(count, dtype=np.float32) + 1)[:, None] / (count + 1)
+            seam = slice(entered, entered + count)
+            chunk[seam] = (1 - shares) * old[seam] + shares * chunk[seam]
+            chunk[:entered] = old[
+                : min(entered, len(chunk))
+            ]  # what was carried out, whatever the new chunk would have done
+        elif self.config.ensemble is not None:
+            self._said = [chunk.copy()]
         self._chunk, self._at, self._asked = chunk, ahead, None
         self._fresh = True
+
+    def _ensembled(self, chunk: Float[np.ndarray, "ta da"], asked: int, rate: float) -> Float[np.ndarray, "ta da"]:
+        """Return the mean of all chunks that say something of its steps, the oldest first."""
+        self._said = [*(said[asked:] for said in self._said if len(said) > asked), chunk.copy()]
+        values = np.zeros((len(self._said), *chunk.shape))
+        known = np.zeros((len(self._said), len(chunk), 1), bool)
+        for i, said in enumerate(self._said):
+            values[i, : len(said)], known[i, : len(said)] = said[: len(chunk)], True
+        younger = np.arange(len(self._said))[:, None, None] - known.argmax(
+            0
+        )  # decisions, than the oldest that knows a step
+        weights = known * np.exp(-rate * younger.clip(min=0))
+        return ((weights * values).sum(0) / weights.sum(0)).astype(np.float32)
 
     def step(self, rest: Float[np.ndarray, " da"] | None = None) -> Float[np.ndarray, " da"]:
         """Return what to do now, and go on by one step.

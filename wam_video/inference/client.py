@@ -7,7 +7,6 @@ with Client("ws://127.0.0.1:8000") as robot:
 
 from collections.abc import Mapping
 from os import PathLike
-from types import TracebackType
 from typing import Any, Self
 
 from wam_video.errors import ConfigError, DataError
@@ -75,9 +74,7 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _ask(self, request: dict[str, Any], *, text: bool = False) -> Any:

@@ -10,7 +10,6 @@
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from time import perf_counter
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
@@ -107,9 +106,7 @@ class RealTimePolicy:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _begin(self, observation: Any) -> None:
@@ -137,10 +134,15 @@ class RealTimePolicy:
 
 
 def ask_client(client: "Client") -> Ask:
-    """Return what asks a server: it is told how much was carried out and how much is committed."""
+    """Return what asks a server: it is told which actions were carried out and which are committed.
+
+    The actions themselves rather than their number, for they need not be those of the server's last answer: a late chunk is entered
+    where the old one was left, a seam may be smoothed, and a server that was started again has given no answer yet.
+    """
 
     def ask(observation: Mapping[str, Any], before: Before) -> Float[np.ndarray, "ta da"]:
-        told = {"executed": before.executed, "committed": len(before.committed)}
+        told = {name: part for name in ("done", "committed") if len(part := getattr(before, name))}
+        told["executed"] = told.pop("done", 0)
         return client.infer({**observation, **told})["actions"]
 
     return ask
@@ -156,7 +158,8 @@ def ask_session(session: Any, **options: Any) -> Ask:
     """
 
     def ask(observation: Mapping[str, Any], before: Before) -> Float[np.ndarray, "ta da"]:
-        session.observe(**{name: np.asarray(value)[None] for name, value in observation.items()})
+        done = {"actions": before.done} if len(before.done) else {}
+        session.observe(**{name: np.asarray(value)[None] for name, value in {**observation, **done}.items()})
         told: dict[str, Any] = {"committed_actions": before.committed[None]} if len(before.committed) else {}
         if len(before.planned) and options.get("continuation") == "guided":
             told["planned_actions"] = before.planned[None]

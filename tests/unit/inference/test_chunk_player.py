@@ -86,9 +86,42 @@ def test_a_seam_is_blended_over_so_many_actions() -> None:
     assert player.seams[0] < 16 - 4
 
 
+def test_a_seam_is_whole_where_the_old_chunk_ends_before_the_blend() -> None:
+    """Of three actions to blend over the old chunk has two: the second is the last, and nearly all the new chunk's."""
+    heard, _ = play([0, 2, 9], 9, [chunk(0), chunk(10), chunk(0)], delay=2, execute=4, blend=3)
+    np.testing.assert_allclose(heard[6:9], [6 + 6 / 3, 7 + 6 * 2 / 3, 14], atol=1e-5)
+
+
+def test_an_ensemble_is_the_mean_of_all_chunks_that_know_a_step() -> None:
+    """Steps 2 to 5 are in two chunks, 4 and 5 in three; the oldest that knows a step counts 1 (Zhao et al. 2023)."""
+    said = [np.full((6, 1), value, np.float32) for value in (0.0, 10.0, 100.0)]
+    heard, _ = play([0, 0, 0], 6, said, delay=0, execute=2, ensemble=0.5)
+    w = np.exp(-0.5 * np.arange(3))
+    wanted = [0, 0, *[10 * w[1] / (w[0] + w[1])] * 2, *[(10 * w[1] + 100 * w[2]) / w.sum()] * 2]
+    np.testing.assert_allclose(heard, wanted, rtol=1e-5)
+    heard, _ = play([0, 0, 0], 6, said, delay=0, execute=2, ensemble=1000.0)
+    np.testing.assert_allclose(heard, 0, atol=1e-5)  # the oldest alone, and no division by nothing
+
+
+def test_what_was_carried_out_is_told_and_not_what_the_new_chunk_would_have_done() -> None:
+    player = ChunkPlayer(PlayConfig(delay=2, execute=4, blend=1))
+    player.ask()
+    player.receive(chunk(0))
+    for _ in range(4):
+        player.step()
+    player.ask()
+    heard = [float(player.step()[0]) for _ in range(2)]
+    player.receive(chunk(100))  # knows nothing of the two
+    heard += [float(player.step()[0]) for _ in range(2)]
+    before = player.ask()
+    assert before.done[:, 0].tolist() == heard == [4, 5, (6 + 102) / 2, 103]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ({"ensemble": 0.1, "blend": 2}, "one of the two"),
+        ({"ensemble": -1.0}, "ensemble is -1.0"),
         ({"late": "wait"}, "late is 'wait'"),
         ({"delay": 4, "execute": 2}, "at least the delay"),
         ({"slow": 1.0}, "slow is 1.0"),

@@ -99,6 +99,9 @@ GOOD: dict[str, Any] = {"images/front": FRAME, "state": np.zeros(8)}
         ({"images/frnt": FRAME, "stat": 1}, "Did you mean 'state'"),
         ({"executed": -1}, "executed"),
         ({"executed": np.zeros((2, 3))}, "executed is of shape (2, 3)"),
+        ({"executed": [[1], [2, 3]]}, "lists of different lengths"),
+        ({"committed": np.zeros(3)}, "committed is of shape (3,)"),
+        ({"committed": 5000}, "from 0 to 4096"),
     ],
 )
 def test_a_wrong_request_is_one_line(changed: dict[str, Any], words: str) -> None:
@@ -125,6 +128,9 @@ def test_what_was_carried_out_may_be_told() -> None:
     assert asked.executed == 5
     assert asked.executed_actions is not None
     assert reader().read(GOOD, "openpi").executed is None
+    asked = reader().read(GOOD | {"committed": np.ones((2, 8))}, "openpi")
+    assert asked.committed == 2 and asked.committed_actions is not None
+    assert reader().read(GOOD | {"executed": np.array(3), "committed": 1}, "openpi").committed == 1
 
 
 def test_metadata_are_those_of_the_dialect() -> None:
@@ -158,6 +164,7 @@ def test_endpoints_ids_and_paths() -> None:
     assert dialect_of("/dreamzero", "openpi") == "dreamzero"
     for wrong in (
         lambda: endpoint_of({"endpoint": "kill"}),
+        lambda: endpoint_of({"endpoint": np.zeros(3)}),
         lambda: session_id_of({"session_id": "a\n"}),
         lambda: dialect_of("/x", "openpi"),
     ):

@@ -191,3 +191,11 @@ def test_an_answer_goes_on_from_what_the_robot_is_committed_to(continuation: str
     assert np.abs(second[1][:2] - first[1][1:3]).min() > 1e-4, "the other robot is committed to nothing"
     (answer,) = served.decide([(0, robots[0].asks(executed=3, committed=2))])
     assert isinstance(answer, ConfigError) and "committed is 2; the last answer has 1 actions" in str(answer)
+
+
+def test_a_robot_may_bring_the_actions_that_it_is_committed_to() -> None:
+    """Those that it will really carry out, though this server has given it none: it was started again, or failed before."""
+    served, bound = policy(continuation="guided"), np.float32([[0.5, 0.25], [1.0, -1.0]])
+    asks = Robot(0).asks(executed=3, committed=2, committed_actions=bound)
+    (got,) = decide(served, (0, asks))
+    np.testing.assert_array_equal(got[:2], bound)

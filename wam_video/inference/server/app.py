@@ -13,8 +13,9 @@ from ipaddress import ip_address
 from time import monotonic, perf_counter
 from typing import Any
 
-from wam_video.errors import ConfigError, DataError, WamError
+from wam_video.errors import ConfigError, DataError, WamError, one_of
 from wam_video.inference.server.dialects import (
+    DIALECTS,
     RESET_DONE,
     MappingConfig,
     ObservationMap,
@@ -53,6 +54,10 @@ class ServerConfig:
     """Requests a second of a connection; faster ones wait."""
     grace_s: float = 10.0
     """How long a stop waits for decisions that are being made."""
+
+    def __post_init__(self) -> None:
+        if self.dialect not in DIALECTS:
+            raise ConfigError(one_of("--dialect", self.dialect, DIALECTS))
 
 
 @dataclass(eq=False, kw_only=True)
@@ -102,7 +107,6 @@ class PolicyServer:
         self, policy: Policy, config: ServerConfig, facts: Mapping[str, Any], recorder: Recorder | None = None
     ) -> None:
         check_exposed(config.socket.host, config.socket.token)
-        dialect_of("/", config.dialect)
         self.config, self.metrics, self._policy = config, Metrics(), policy
         self._map = ObservationMap(policy.spec, policy.views, config.mapping, policy.state_range)
         self._facts = {**_facts(policy), **facts}

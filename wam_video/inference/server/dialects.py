@@ -36,6 +36,8 @@ _SPARE = re.compile(
 )
 """What these clients send to every policy, whether it reads it or not."""
 _CONTROL = ("endpoint", "session_id", "prompt", "executed", "committed")
+_MAX_STEPS = 4096
+"""Actions that a request may speak of."""
 _FAR = 10.0
 """Spans of the training data outside of it: a state so far away is in other units."""
 
@@ -57,6 +59,10 @@ class MappingConfig:
     max_prompt: int = 2000
     """Characters."""
 
+    def __post_init__(self) -> None:
+        if self.action_space not in ACTION_SPACES:
+            raise ConfigError(one_of("--action-space", self.action_space, ACTION_SPACES))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
@@ -72,7 +78,9 @@ class Asked:
     executed_actions: Float[np.ndarray, "k da"] | None = None
     """Those that really were, where the robot tells."""
     committed: int = 0
-    """Actions of the last answer, after those carried out, that will be while this one is made."""
+    """Actions, after those carried out, that will be while this one is made: of the last answer, or the next one's."""
+    committed_actions: Float[np.ndarray, "d da"] | None = None
+    """These, where the robot tells."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +102,7 @@ def dialect_of(path: str, default: str) -> str:
         DataError: There is no such path.
     """
     name = path.strip("/") or default
-    if name not in DIALECTS:
+    if name not in DIALECTS:  # the default is one
         raise DataError(one_of("path", path, ["/", *(f"/{d}" for d in DIALECTS)]))
     return name
 
@@ -140,8 +148,6 @@ class ObservationMap:
         for key, view in config.images.items():
             if view not in self._views:
                 raise ConfigError(one_of(f"--map {key}", view, self._views))
-        if config.action_space not in ACTION_SPACES:
-            raise ConfigError(one_of("--action-space", config.action_space, ACTION_SPACES))
 
     def keys(self, dialect: str) -> dict[str, str]:
         """Return which key of a request holds which view."""
@@ -165,15 +171,15 @@ class ObservationMap:
         for key in flat:
             if key not in known and not _SPARE.fullmatch(key):
                 raise DataError(one_of("key of the request", key[:80], known))
-        executed = flat.get("executed")
-        done = None if executed is None or np.ndim(executed) == 0 else self._executed(executed)
+        done, bound = (self._actions(flat, name) for name in ("executed", "committed"))
         return Asked(
             frames=self._frames(flat, keys),
             state=self._state(flat, states) if self._spec.state_dim else None,
             prompt=self._prompt(flat.get("prompt")),
-            executed=_count(executed) if done is None else len(done),
+            executed=_count(flat.get("executed"), "executed") if done is None else len(done),
             executed_actions=done,
-            committed=_count(flat.get("committed"), "committed") or 0,
+            committed=(_count(flat.get("committed"), "committed") or 0) if bound is None else len(bound),
+            committed_actions=bound,
         )
 
     def metadata(self, dialect: str, facts: Mapping[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
@@ -261,11 +267,15 @@ class ObservationMap:
             raise DataError(f"prompt is no text of at most {self._config.max_prompt} characters; send one")
         return prompt
 
-    def _executed(self, value: Any) -> Float[np.ndarray, "k da"]:
-        array = _numbers("executed", value)
-        if array.ndim != 2 or array.shape[1] != self._spec.action_dim or len(array) > 4096:
+    def _actions(self, flat: Mapping[str, Any], key: str) -> Float[np.ndarray, "k da"] | None:
+        """Return actions that a robot tells of; None where it gives no more than their number."""
+        value = flat.get(key)
+        if not isinstance(value, list | np.ndarray) or (isinstance(value, np.ndarray) and value.ndim == 0):
+            return None
+        array = _numbers(key, value)
+        if array.ndim != 2 or array.shape[1] != self._spec.action_dim or len(array) > _MAX_STEPS:
             raise DataError(
-                f"executed is of shape {array.shape}; send how many actions were carried out, or these: k {self._spec.action_dim}"
+                f"{key} is of shape {array.shape}; send how many actions, or these: k {self._spec.action_dim}"
             )
         return array
 
@@ -306,7 +316,7 @@ def endpoint_of(flat: Mapping[str, Any]) -> str:
         DataError: It is something else.
     """
     given = flat.get("endpoint", "infer")
-    if given not in ("infer", "reset"):
+    if not isinstance(given, str) or given not in ("infer", "reset"):
         raise DataError(one_of("endpoint", str(given)[:80], ("infer", "reset")))
     return given
 
@@ -353,10 +363,12 @@ def _vector(key: str, value: Any) -> Float[np.ndarray, " n"]:
     return array.reshape(-1)
 
 
-def _count(value: Any, what: str = "executed") -> int | None:
+def _count(value: Any, what: str) -> int | None:
     if value is None:
         return None
-    number = value.item() if isinstance(value, np.ndarray) else value
-    if type(number) is not int or not 0 <= number <= 4096:
-        raise DataError(f"{what} is {str(number)[:40]}; send a number of actions of the last answer")
+    number = value.item() if isinstance(value, np.ndarray) else value  # one number: others are actions
+    if type(number) is not int or not 0 <= number <= _MAX_STEPS:
+        raise DataError(
+            f"{what} is {str(number)[:40]}; send a number of actions from 0 to {_MAX_STEPS}, or the actions"
+        )
     return number

@@ -15,6 +15,8 @@ from jaxtyping import Float, UInt8
 from wam_video.data.video import resize
 from wam_video.errors import ConfigError, WamError, one_of
 from wam_video.flow.continuation import check_continuation
+from wam_video.flow.modes import PathConfig
+from wam_video.flow.scheduler import check_policy_path
 from wam_video.inference.inputs import horizon
 from wam_video.inference.pipeline import WAMPipeline
 from wam_video.inference.server.dialects import Answer, Asked
@@ -52,6 +54,16 @@ class PolicyConfig:
     max_sessions: int = 16
     """Robots at a time; a network that remembers keeps room for each."""
 
+    def __post_init__(self) -> None:
+        if self.gaps not in GAPS:
+            raise ConfigError(one_of("--gaps", self.gaps, GAPS))
+        if self.path is not None:
+            check_policy_path(self.path)
+        if self.continuation is not None:
+            check_continuation(self.continuation)
+        if self.num_inference_steps is not None:
+            PathConfig(num_inference_steps=self.num_inference_steps)
+
 
 @dataclass(kw_only=True)
 class _Row:
@@ -65,6 +77,8 @@ class _Row:
     """Since the context, of a network with chunks."""
     past: list[tuple[float, UInt8[np.ndarray, "v h w 3"]]] = field(default_factory=list)
     """Of a network without."""
+    since_s: float = 0.0
+    """Time of the first of them."""
     given: Float[np.ndarray, "ta da"] | None = None
     """The last answer."""
     changed: bool = False
@@ -98,9 +112,7 @@ class Policy:
 
     def __init__(self, pipe: WAMPipeline, config: PolicyConfig) -> None:
         self.config = config
-        if config.gaps not in GAPS:
-            raise ConfigError(one_of("--gaps", config.gaps, GAPS))
-        self._continuation = check_continuation(config.continuation or pipe.scheduler.config["continuation"])
+        self._continuation: str = config.continuation or pipe.scheduler.config["continuation"]
         self.session = pipe.stream(
             embodiment=config.embodiment,
             prompt=config.prompt,
@@ -235,8 +247,10 @@ class Policy:
     def _act(
         self, rows: list[int], memories: dict[int, str], requests: dict[int, Asked]
     ) -> dict[int, Answer | Exception]:
-        config = self.config
-        committed, planned = zip(*(self._plan_before(self._rows[row], requests[row]) for row in rows), strict=True)
+        config, width = self.config, self.spec.action_dim
+        committed, planned = zip(
+            *(_plan_before(self._rows[row].given, requests[row], width) for row in rows), strict=True
+        )
         told: dict[str, Any] = {"committed_actions": list(committed)} if any(map(len, committed)) else {}
         if told and self._continuation == "guided":
             told["planned_actions"] = list(planned)
@@ -254,18 +268,6 @@ class Policy:
         return {
             row: self._answer(self._rows[row], chunk, memories[row]) for row, chunk in zip(rows, chunks, strict=True)
         }
-
-    def _plan_before(self, row: _Row, asked: Asked) -> tuple[Float[np.ndarray, "d da"], Float[np.ndarray, "k da"]]:
-        """Return what a robot carries out while this decision is made, and what it would have done after that."""
-        given = np.zeros((0, self.spec.action_dim), np.float32) if row.given is None else row.given
-        begin = len(given) if asked.executed is None else asked.executed
-        end = begin + asked.committed
-        if asked.committed and end > len(given):
-            raise ConfigError(
-                f"committed is {asked.committed}; the last answer has {max(len(given) - begin, 0)} actions after those carried out: "
-                "say 'executed', and commit to no more than is left"
-            )
-        return (given[begin:end], given[end:]) if asked.committed else (given[:0], given[:0])
 
     def _answer(self, row: _Row, actions: Float[np.ndarray, "ta da"], memory: str) -> Answer:
         actions = np.array(actions[: self.config.execute or self.horizon, : self.spec.action_dim], np.float32)
@@ -329,6 +331,7 @@ class Policy:
         now, count = row.time_s, frames.shape[1]
         begun = row.past[-1][0] if row.past else -np.inf
         new = [(now - (count - 1 - i) * self.stride, frames[:, i]) for i in range(count)]
+        row.since_s = row.since_s if row.begun else new[0][0]
         row.past = [one for one in row.past if one[0] < now] + [one for one in new if one[0] > begun or one[0] == now]
         wanted = now - np.arange(self.window.num_context_frames - 1, -1, -1) * self.stride
         picked = []
@@ -337,13 +340,31 @@ class Policy:
             if abs(near[0] - time) <= _NEAR * self.stride:
                 picked.append((float(time), near[1]))
         row.past = [one for one in row.past if one[0] >= wanted[0] - _NEAR * self.stride]
-        memory = "new" if not row.begun else "continued" if len(picked) == len(wanted) else "restarted"
+        lived = int((wanted >= row.since_s - _NEAR * self.stride).sum())  # nothing before the first frame is missing
+        memory = "new" if not row.begun else "continued" if len(picked) >= lived else "restarted"
         return _Show(
             frames=np.stack([frame for _, frame in picked], axis=1),
             times=np.asarray([time for time, _ in picked]),
             memory=memory,
             reset=True,
         )
+
+
+def _plan_before(
+    last: Float[np.ndarray, "ta da"] | None, asked: Asked, width: int
+) -> tuple[Float[np.ndarray, "d da"], Float[np.ndarray, "k da"]]:
+    """Return what a robot carries out while a decision is made, and what it would have done after that."""
+    given = np.zeros((0, width), np.float32) if last is None else last
+    begin = len(given) if asked.executed is None else asked.executed
+    end = begin + asked.committed
+    if asked.committed_actions is not None:
+        return asked.committed_actions, given[end:]
+    if asked.committed and end > len(given):
+        raise ConfigError(
+            f"committed is {asked.committed}; the last answer has {max(len(given) - begin, 0)} actions after those carried out: "
+            "say 'executed', and commit to no more than is left, or send the actions"
+        )
+    return (given[begin:end], given[end:]) if asked.committed else (given[:0], given[:0])
 
 
 def _kind(show: _Show, asked: Asked) -> Hashable:
