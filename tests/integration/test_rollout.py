@@ -171,6 +171,11 @@ def test_an_earlier_record_is_compared_with_on_equal_starts_only(
         (["--env", "line", "--disturb-camera", "5"], "disturbance camera is 5"),
         (["--env", "gym:x"], "needs an id and a mapping"),
         (["--env", "line", "--against", "nowhere"], "can't be read"),
+        (["--env", "line", "--late", "bogus"], "late is 'bogus'"),
+        (["--env", "line", "--late-steps", "0"], "late steps is 0"),
+        (["--env", "line", "--ensemble", "0.1", "--blend", "2"], "one of the two"),
+        (["--env", "line", "--continuation", "guided", "--no-prefix"], "contradict each other"),
+        (["--env", "line", "--real-time", "--deadline", "0.1"], "--deadline 0.1 is by the clock"),
     ],
 )
 def test_a_wrong_request_is_one_line_and_writes_nothing(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from wam_video.cli.command import DONE, quiet_libraries, run
 from wam_video.cli.options import check_output, parse_named, parse_options, parse_size, show_progress, torch_device
+from wam_video.errors import ConfigError
 from wam_video.log import setup_logging
 
 if TYPE_CHECKING:
@@ -144,6 +145,12 @@ def _add_real_time(result: argparse.ArgumentParser) -> None:
         metavar="N",
         help="actions over which a chunk goes over into the next (default 0)",
     )
+    add(
+        "--ensemble",
+        type=float,
+        metavar="X",
+        help="instead: mean of all chunks, one that is i decisions younger than the oldest by the weight exp(-X i)",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -206,9 +213,21 @@ def _real_time(a: argparse.Namespace) -> "RealTimeOptions | None":
 
     if a.continuation is not None:
         check_continuation(a.continuation)
-    if not (a.real_time or a.late_share or a.blend):
+        if a.no_prefix:
+            raise ConfigError(
+                f"--continuation {a.continuation} and --no-prefix contradict each other; give one of them"
+            )
+    options = RealTimeOptions(
+        late=a.late, late_share=a.late_share, late_steps=a.late_steps, blend=a.blend, ensemble=a.ensemble
+    )
+    if not (a.real_time or a.late_share or a.blend or a.ensemble is not None):
         return None
-    return RealTimeOptions(late=a.late, late_share=a.late_share, late_steps=a.late_steps, blend=a.blend)
+    if a.deadline is not None:
+        raise ConfigError(
+            f"--deadline {a.deadline:g} is by the clock, but decisions overlap with actions in simulated time; leave it out and "
+            "say how late they are: --latency, --late-share, --late-steps"
+        )
+    return options
 
 
 if __name__ == "__main__":

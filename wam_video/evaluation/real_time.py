@@ -29,12 +29,19 @@ class RealTimeOptions:
     """By so many control steps."""
     blend: int = 0
     """Actions after a seam over which the old chunk goes over into the new."""
+    ensemble: float | None = None
+    """Weight of temporal ensembling, instead (`PlayConfig.ensemble`)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.late_share <= 1:
             raise ConfigError(f"late share is {self.late_share}; allowed: 0 to 1")
         if self.late_steps < 1:
             raise ConfigError(f"late steps is {self.late_steps}; allowed: 1 or more")
+        self.play()
+
+    def play(self, delay: int = 0, execute: int | None = None) -> PlayConfig:
+        """Return how chunks follow each other."""
+        return PlayConfig(delay=delay, execute=execute, late=self.late, blend=self.blend, ensemble=self.ensemble)
 
 
 @dataclass(kw_only=True)
@@ -55,6 +62,9 @@ class RealTimeAgent:
         model: What decides.
         loop: Whose latency and pace are simulated.
         options: What happens when a decision is late.
+
+    Attributes:
+        players: What each episode was played by, by the name of its start.
     """
 
     horizon = 1
@@ -63,18 +73,18 @@ class RealTimeAgent:
         self.name, self.pipe, self.model, self.options = model.name, model.pipe, model, options
         self.looks_back, self.calls = model.looks_back, model.calls
         self._latency = loop.latency
-        self._play = PlayConfig(delay=loop.latency, execute=loop.execute, late=options.late, blend=options.blend)
+        self._play = options.play(loop.latency, loop.execute)
         if loop.latency + (loop.execute or 1) > model.horizon:
             raise ConfigError(
                 f"{model.name} plans {model.horizon} actions; execute {loop.execute} and latency {loop.latency} must fit into them"
             )
         self._bodies: dict[int, _Body] = {}
-        self._done: list[ChunkPlayer] = []
+        self.players: dict[str, ChunkPlayer] = {}
 
     def begin(self, row: Row) -> None:
         """Prepare for the episode that `row` has just begun."""
         player = ChunkPlayer(self._play)
-        self._done.append(player)
+        self.players[row.job.start_id(row.config.seed)] = player
         self._bodies[id(row)] = _Body(player=player, row=row)
 
     def decide(self, rows: Sequence[Row]) -> list[Plan]:
@@ -92,8 +102,10 @@ class RealTimeAgent:
 
     def facts(self) -> dict[str, Any]:
         """Return what happened, over all episodes: steps and decisions of each kind, mean seam and stride of actions."""
-        counts = sum((player.counts for player in self._done), start=Counter[str]())
-        seams, strides = ([x for player in self._done for x in getattr(player, name)] for name in ("seams", "strides"))
+        counts = sum((player.counts for player in self.players.values()), start=Counter[str]())
+        seams, strides = (
+            [x for player in self.players.values() for x in getattr(player, name)] for name in ("seams", "strides")
+        )
         return {
             **dict(sorted(counts.items())),
             "seam_jump": round(float(np.mean(seams)), 6) if seams else None,
@@ -101,6 +113,7 @@ class RealTimeAgent:
             "seams": len(seams),
             "late_policy": self.options.late,
             "blend": self.options.blend,
+            "ensemble": self.options.ensemble,
         }
 
     def _arrive(self, bodies: Sequence[_Body]) -> None:
