@@ -2,11 +2,13 @@
 
 `bench train` times forward and backward of this library's network and of diffusers' `WanTransformer3DModel` of the same
 shape, taking turns in one process so that a machine whose speed drifts does not favour either; `bench overhead` the trainer's
-step and a plain loop's, and every engine; `bench data` the loader and random access into video files.
+step and a plain loop's, and every engine; `bench data` the loader and random access into video files; `bench policy` a decision;
+`bench delays` a closed loop whose decisions take their time.
 """
 
 import argparse
 import json
+import shlex
 import statistics
 import sys
 import time
@@ -18,6 +20,7 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from wam_video.cli.bench_data import add_data
+from wam_video.cli.bench_delays import add_delays
 from wam_video.cli.bench_policy import add_policy
 from wam_video.cli.bench_step import add_overhead
 from wam_video.log import progress, setup_logging
@@ -30,6 +33,7 @@ TEXT_DIM, TEXT_TOKENS = 64, 64
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
     parser = argparse.ArgumentParser(prog="wam-video bench", description=__doc__, epilog=EXAMPLE)
+    parser.set_defaults(command="")
     commands = parser.add_subparsers(dest="what", required=True)
     train = commands.add_parser("train", help="forward and backward against diffusers' Wan", epilog=EXAMPLE)
     train.add_argument("--layers", type=int, default=12)
@@ -45,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_data(commands)
     add_overhead(commands)
     add_policy(commands)
+    add_delays(commands)
     return parser
 
 
@@ -52,6 +57,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     args = build_parser().parse_args(argv)
     setup_logging()
+    given = sys.argv[1:] if argv is None else list(argv)
+    args.command = shlex.join(["wam-video", "bench", *(given[1:] if given[:1] == ["bench"] else given)])
     figures = args.measure(args)
     text = json.dumps(figures, indent=2)
     if not figures:  # a worker, which has written them
