@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from wam_video.cli.bench import build_parser
 from wam_video.cli.bench_policy import bench_policy, parse_way, random_pipeline
 from wam_video.errors import ConfigError
-from wam_video.evaluation.policy_bench import PARTS, PolicyBenchConfig, measure
-from wam_video.testing import tiny_pipeline
+from wam_video.evaluation.policy_bench import PARTS, PolicyBenchConfig, _Robot, measure, summary
+from wam_video.testing import fake_shards, tiny_pipeline
 
 CAUSAL = {"attention": {"pattern": "causal", "chunk_frames": 2}}
 
@@ -75,3 +77,56 @@ def test_a_random_network_of_a_configuration_decides() -> None:
 def test_an_unknown_way_is_told(way: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         parse_way(way)
+
+
+def test_guidance_that_is_the_checkpoints_own_is_counted(tmp_path: Path) -> None:
+    pipe = tiny_pipeline()
+    pipe.scheduler.register_to_config(guidance_scale=2.0)
+    pipe.save_pretrained(tmp_path / "model")
+    common = ("--model", tmp_path / "model", "--embodiment", "arm", "--decisions", 1, "--warmup", 0)
+    own, none = figures(*common, "--way", "steps=1", "--way", "steps=1,guidance=1")["variants"]
+    assert own["flops"] == 2 * none["flops"] and (own["fewer_flops"], none["fewer_flops"]) == (1.0, 2.0)
+
+
+@pytest.mark.parametrize("path", ["joint", "absent"])
+def test_a_causal_network_without_its_cache_computes_all_that_is_remembered(path: str) -> None:
+    """The counts are torch's, both with a full cache and without one."""
+    pipe = tiny_pipeline(model={"attention": {"pattern": "causal", "chunk_frames": 1, "window": 3}})
+    ways = tuple(parse_way(f"steps=2,path={path}{more}") for more in (",recompute=1", ""))
+    config = PolicyBenchConfig(variants=ways, decisions=1, warmup=0, embodiment="arm")
+    found, torchs = {}, {}
+    for way in ways:
+        robot = _Robot(pipe, config, way)
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            found[way.name] = [robot.decide(0)]
+        torchs[way.name] = counter.get_total_flops()
+    naive, cached = summary(pipe, config, found, "cpu")["variants"]
+    assert naive["calls"] == cached["calls"] == 2 and naive["flops"] > 1.5 * cached["flops"]
+    assert naive["flops"] == torchs[naive["name"]]
+    assert 0.94 * torchs[cached["name"]] < cached["flops"] < torchs[cached["name"]], (
+        "a cache keeps room for its context, masked"
+    )
+    with pytest.raises(ConfigError, match="recompute=1 is for causal networks"):
+        _Robot(tiny_pipeline(), config, ways[0])
+
+
+def test_the_error_of_each_way_stands_beside_the_first_ways(tmp_path: Path) -> None:
+    pipe = tiny_pipeline()
+    pipe.save_pretrained(tmp_path / "model")
+    shards = fake_shards(tmp_path / "shards", [pipe.processor.spec("arm"), pipe.processor.spec("hand")], episodes=6)
+    common = ("--model", tmp_path / "model", "--embodiment", "arm", "--decisions", 1, "--warmup", 0, "--windows", 12)
+    ways = ("--way", "steps=4", "--way", "steps=1", "--way", "steps=4,reuse=0")
+    found = figures(*common, *ways, "--data", shards, "--page", tmp_path / "page")
+    slow, fast, same = (way["error"] for way in found["variants"])
+    assert found["data"]["episodes"] >= 2 and found["data"]["embodiment"] == "arm"
+    for one in (slow, fast):
+        assert one["nrmse"]["low"] <= one["nrmse"]["value"] <= one["nrmse"]["high"]
+    assert slow["apart"]["value"] == slow["more_than_first"]["value"] == same["apart"]["value"] == 0
+    assert fast["apart"]["low"] > 0
+    assert fast["more_than_first"]["value"] == pytest.approx(fast["nrmse"]["value"] - slow["nrmse"]["value"], abs=2e-5)
+    assert "What the actions lose" in (tmp_path / "page" / "report.html").read_text()
+    hand = fake_shards(tmp_path / "hand", [pipe.processor.spec("hand")], episodes=2)
+    with pytest.raises(ConfigError, match="--embodiment is 'arm'; allowed: hand"):
+        figures(*common, "--data", hand)
+    with pytest.raises(ConfigError, match="mean nothing"):
+        figures("--config", "configs/model/tiny.yaml", "--data", shards)

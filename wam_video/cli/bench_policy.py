@@ -14,17 +14,18 @@ from wam_video.cli.options import check_output, show_progress, torch_device
 from wam_video.errors import ConfigError, one_of
 
 if TYPE_CHECKING:
-    from wam_video.evaluation.policy_bench import Variant
+    from wam_video.evaluation.policy_bench import PolicyBenchConfig, Variant
     from wam_video.inference.pipeline import WAMPipeline
 
 EXAMPLE = """\
 examples:
   wam-video bench policy --model model_cards/wam-tiny-pusht --way steps=8 --way steps=1,path=absent
   wam-video bench policy --config configs/model/tiny.yaml configs/data/pusht.yaml --way steps=8 --way steps=8,reuse=0.1 --page runs/bench
+  wam-video bench policy --model model_cards/wam-tiny-sim --data shards/mw --way steps=16,guidance=2 --way steps=1,path=absent
   wam-video bench policy --model runs/mine/export --robots 8 --device cuda --dtype bfloat16 --peak h100
 
-A way is KEY=VALUE pairs of steps, path (unknown, absent, joint), guidance, reuse (tolerance) and decode (0 or 1); what it leaves
-out is the checkpoint's own. Ratios are to the first way."""
+A way is KEY=VALUE pairs of steps, path (unknown, absent, joint), guidance, reuse (tolerance), decode (0 or 1) and recompute (1: a
+causal network without its cache); what it leaves out is the checkpoint's own. Ratios and differences are to the first way."""
 
 _TYPES: dict[str, Any] = {
     "steps": int,
@@ -32,6 +33,7 @@ _TYPES: dict[str, Any] = {
     "guidance": float,
     "reuse": float,
     "decode": lambda text: bool(int(text)),
+    "recompute": lambda text: bool(int(text)),
 }
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -59,6 +61,13 @@ def add_policy(commands: Any) -> None:
     add("--warmup", type=int, default=2, metavar="N", help="before them (default 2)")
     add("--robots", type=int, default=1, metavar="N", help="decided for together (default 1)")
     add("--dtype", default="float32", metavar="NAME", help="of the network: float32 (default), bfloat16 or float16")
+    add(
+        "--data",
+        metavar="SHARDS",
+        help="also: the error of each way's actions on held-out episodes of these recordings",
+    )
+    add("--windows", type=int, default=128, metavar="N", help="moments of them (default 128)")
+    add("--seed", type=int, default=0, metavar="N", help="of the noise (default 0)")
     add("--peak", metavar="NAME", help="device whose peaks are the roof (default: cpu, or h100 with cuda)")
     add("--device", metavar="DEVICE", help="cpu, cuda, ... (default: cuda where there is one)")
     add("--output", type=Path, metavar="FILE", help="write the figures as JSON here")
@@ -89,15 +98,43 @@ def bench_policy(args: argparse.Namespace) -> dict[str, Any]:
         warmup=args.warmup,
         robots=args.robots,
         embodiment=args.embodiment,
+        seed=args.seed,
     )
+    if args.data is not None and args.model is None:
+        raise ConfigError(
+            "--data is given, but a random network's actions mean nothing; give --model, or leave --data out"
+        )
     pipe = _open(args).to(device, _dtype(args.dtype))
     pipe.set_progress_bar_config(disable=True)
+    facts, errors = _errors(pipe, config, args)  # first: what is wrong with the data is told before the timing
     progress = show_progress("decision")
     found = measure(pipe, config, lambda done, total: progress("bench policy", done, total))
-    figures = {**_facts(args, str(device)), **summary(pipe, config, found, peak)}
+    figures = {**_facts(args, str(device)), **facts, **summary(pipe, config, found, peak)}
+    for way in figures["variants"] if errors else ():
+        way["error"] = errors[way["name"]]
     if args.page is not None:
         write(figures, args.page)
     return figures
+
+
+def _errors(
+    pipe: "WAMPipeline", config: "PolicyBenchConfig", args: argparse.Namespace
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    from wam_video.evaluation.policy_error import measure_errors
+
+    if args.data is None:
+        return {}, {}
+    batches = show_progress("batch")
+    facts, errors = measure_errors(
+        pipe,
+        config.variants,
+        args.data,
+        windows=args.windows,
+        seed=args.seed,
+        embodiment=args.embodiment,
+        on_batch=lambda done, total: batches("actions", done, total),
+    )
+    return {"data": facts}, errors
 
 
 def parse_way(text: str) -> "Variant":
@@ -181,11 +218,6 @@ def random_pipeline(sources: list[str]) -> "WAMPipeline":
 
 
 def _facts(args: argparse.Namespace, device: str) -> dict[str, Any]:
-    import torch
+    from wam_video.evaluation.provenance import provenance
 
-    return {
-        "model": args.model or {"random": args.config},
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
+    return {**provenance(args.command, device), "model": args.model or {"random": args.config}}

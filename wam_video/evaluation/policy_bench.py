@@ -15,8 +15,10 @@ import numpy as np
 import torch
 
 from wam_video.errors import ConfigError
-from wam_video.flow.modes import POLICY_PATHS, path_grid
-from wam_video.flow.scheduler import check_policy_path
+from wam_video.evaluation.policy_naive import Naive, chunks_of, remembered
+from wam_video.flow.modes import POLICY_PATHS, ModeSpec, path_grid
+from wam_video.flow.scheduler import check_policy_path, guidance_scales
+from wam_video.flow.solvers import num_calls
 from wam_video.inference.pipeline import WAMPipeline
 from wam_video.inference.plan import DecisionConfig, decision_layout, plan_decision
 from wam_video.inference.stream import StreamSession
@@ -39,6 +41,8 @@ class Variant:
     """Tolerance of `flow.reuse`."""
     decode: bool = False
     """Whether the video that a path makes is decoded."""
+    recompute: bool = False
+    """Whether a causal network goes without its cache (`policy_naive`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,28 +145,49 @@ class _Robot:
         self.start_ms = round(1000 * (self._watch.now() - began), 3)
         self._spec = pipe.processor.spec(self._session.embodiments[0])
         self._rng = np.random.default_rng(config.seed)
+        self._naive = Naive(pipe, self._spec.name, config.robots) if variant.recompute else None
+        self._text = pipe.encode_prompts([config.prompt])[0] if variant.recompute else torch.zeros(0)
+        self.fill()
+
+    def fill(self) -> None:
+        """Show the context, and to a network that remembers as much as it will ever remember."""
+        pipe, rule = self._pipe, self._pipe.transformer.attention
+        self._session.observe(*self._sees(pipe.processor.window.num_context_frames))
+        for _ in range(remembered(pipe) // rule.chunk_frames if rule.causal else 0):
+            self._session.observe(*self._sees(fresh_frames(pipe)))
 
     def decide(self, turn: int) -> Timed:
-        """Observe and act; the first time with the whole context."""
-        pipe, variant, watch = self._pipe, self._variant, self._watch
-        frames = pipe.processor.window.num_context_frames if turn == 0 else fresh_frames(pipe)
-        video, state = self._sees(frames)
+        """Observe and act."""
+        pipe, watch = self._pipe, self._watch
+        video, state = self._sees(fresh_frames(pipe))
         watch.seconds.clear()
         with ExitStack() as stack:
             for owner, method, part in _calls(pipe):
                 stack.enter_context(watch.watch(owner, method, part))
             began = watch.now()
-            self._session.observe(video, state)
-            out = self._session.act(
-                path=variant.path,
-                num_inference_steps=variant.steps,
-                reuse_tolerance=variant.reuse,
-                generator=[self._config.seed + turn] * self._config.robots,
-                decode=variant.decode,
-            )
+            calls = self._naively() if self._naive is not None else self._decided(video, state, turn)
             total = watch.now() - began
         parts = {part: watch.seconds[part] for part in PARTS[:-1]}
-        return Timed(total=total, parts={**parts, "rest": total - sum(parts.values())}, calls=out.calls or 0)
+        return Timed(total=total, parts={**parts, "rest": total - sum(parts.values())}, calls=calls)
+
+    def _decided(self, video: np.ndarray, state: np.ndarray | None, turn: int) -> int:
+        variant, config = self._variant, self._config
+        self._session.observe(video, state)
+        out = self._session.act(
+            path=variant.path,
+            num_inference_steps=variant.steps,
+            reuse_tolerance=variant.reuse,
+            generator=[config.seed + turn] * config.robots,
+            decode=variant.decode,
+        )
+        return out.calls or 0
+
+    def _naively(self) -> int:
+        assert self._naive is not None, "the variant recomputes"
+        spec, grid = _path(self._pipe, self._variant)
+        calls = num_calls(grid, self._pipe.scheduler.config["solver"])
+        self._naive.decide(self._text, spec, calls, guided=_guided(self._pipe, self._variant))
+        return calls
 
     def _sees(self, frames: int) -> tuple[np.ndarray, np.ndarray | None]:
         window, rows = self._pipe.processor.window, self._config.robots
@@ -197,6 +222,7 @@ def summary(pipe: WAMPipeline, config: PolicyBenchConfig, found: dict[str, list[
         ConfigError: There is no such device.
     """
     first = [timed.total for timed in found[config.variants[0].name]]
+    on_paper = [_on_paper(pipe, config, variant, found[variant.name], peak) for variant in config.variants]
     return {
         "network": {
             "parameters": sum(count_parameters(pipe.transformer).values()),
@@ -209,11 +235,13 @@ def summary(pipe: WAMPipeline, config: PolicyBenchConfig, found: dict[str, list[
             {
                 **asdict(variant),
                 **_latencies(found[variant.name]),
-                **_on_paper(pipe, config, variant, found[variant.name], peak),
+                **paper,
+                "fewer_flops": round(on_paper[0]["flops"] / paper["flops"], 3),
                 "ratio": _ratios([timed.total for timed in found[variant.name]], first),
             }
-            for variant in config.variants
+            for variant, paper in zip(config.variants, on_paper, strict=True)
         ],
+        "remembered_latent_frames": remembered(pipe),
     }
 
 
@@ -243,28 +271,23 @@ def _on_paper(
 ) -> dict[str, Any]:
     """Return operations and roofline of the network's part; codec, text encoder and host are not counted there."""
     network, window, codec = pipe.transformer, pipe.processor.window, pipe.vae
-    rule, spec = (
-        network.attention,
-        POLICY_PATHS[check_policy_path(variant.path or pipe.scheduler.config["policy_path"])],
-    )
-    context, total = (num_latents(codec, n) for n in (window.num_context_frames, window.num_frames))
-    chunks = max((total - context) // rule.chunk_frames, 1) if rule.causal else 1
+    rule, (spec, path) = network.attention, _path(pipe, variant)
+    context, total = remembered(pipe), num_latents(codec, window.num_frames)
     frames = context + (rule.chunk_frames if rule.causal else total - context)
     side = spatial_factor(codec)
     grid = (frames, (window.height or 64) // side, (window.width or 64) // side)
     shape = NetworkShape.of(network.config)
-    layout = shape.layout(views=window.max_views, grid=grid, actions=window.action_horizon // chunks)
+    layout = shape.layout(views=window.max_views, grid=grid, actions=window.action_horizon // chunks_of(pipe))
     calls = round(float(np.mean([t.calls for t in timings])))
-    text = pipe.tokenizer.model_max_length if pipe.tokenizer is not None else 64
     decision = DecisionConfig(
         calls=max(calls, 1),
         context=context,
-        fresh=min(rule.chunk_frames, context) if rule.causal else None,
-        cached=rule.caches,
-        text=text,
-        guidance=variant.guidance not in (None, 1.0),
+        fresh=rule.chunk_frames if rule.causal and not variant.recompute else None,
+        cached=rule.caches and not variant.recompute,
+        text=pipe.tokenizer.model_max_length if pipe.tokenizer is not None else 64,
+        guidance=_guided(pipe, variant),
         batch_size=config.robots,
-    ).for_network(rule)
+    )
     plan = plan_decision(
         shape,
         decision_layout(layout, spec, context, rule),
@@ -275,10 +298,20 @@ def _on_paper(
     seconds = float(np.median([t.parts["prefill"] + t.parts["denoise"] for t in timings]))
     flops = plan.decision_flops * config.robots
     return {
-        "steps_of_path": len(path_grid(spec, pipe.scheduler.path(variant.steps))) - 1,
+        "steps_of_path": len(path) - 1,
         "flops": flops,
         "gflop_s": round(flops / seconds / 1e9, 3),
         "share_of_peak": round(flops / seconds / (get_device(peak).bf16_tflops * 1e12), 6),
         "floor_ms": round(1000 * plan.peak_latency_s, 4),
         "share_of_roofline": round(plan.peak_latency_s / seconds, 6),
     }
+
+
+def _path(pipe: WAMPipeline, variant: Variant) -> tuple[ModeSpec, torch.Tensor]:
+    spec = POLICY_PATHS[check_policy_path(variant.path or pipe.scheduler.config["policy_path"])]
+    return spec, path_grid(spec, pipe.scheduler.path(variant.steps))
+
+
+def _guided(pipe: WAMPipeline, variant: Variant) -> bool:
+    scale = pipe.scheduler.config["guidance_scale"] if variant.guidance is None else variant.guidance
+    return any(one != 1 for one in guidance_scales(scale))
