@@ -82,6 +82,9 @@ def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="share of the episodes whose actions are used (default 0)",
     )
     add("--label-weight", type=float, default=1.0, metavar="W", help="weight of reading them (default 1)")
+    add(
+        "--reconstruction", type=float, default=1.0, metavar="W", help="weight of the rest (default 1; 0: labels alone)"
+    )
     add("--steps", type=int, default=1500, metavar="N", help="default 1500")
     add("--batch-size", type=int, default=64, metavar="N", help="pairs a step (default 64)")
     add("--lr", type=float, default=2e-3, help="default 0.002")
@@ -103,6 +106,13 @@ def _add_probe(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     add = sub.add_argument
     add("--folds", type=int, default=0, metavar="N", help="cross-validate over all episodes (default: train -> val)")
     add("--max-pairs", type=int, default=20_000, metavar="N", help="pairs of each split at most (default 20000)")
+    add(
+        "--delay",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="seconds by which the robot follows its actions (default 0)",
+    )
     add("--seed", type=int, default=0)
 
 
@@ -126,6 +136,7 @@ def _train(arguments: argparse.Namespace) -> int:
         max_pairs=arguments.max_pairs,
         labels=arguments.labels,
         label_weight=arguments.label_weight,
+        reconstruction=arguments.reconstruction,
         seed=arguments.seed,
     )
     model = LatentModelConfig(
@@ -147,6 +158,8 @@ def _train(arguments: argparse.Namespace) -> int:
         f"{arguments.output}: {model.method}, {model.dim} numbers of {model.interval_s:g} s, model {digest[:12]}; held-out change "
         f"explained: {explained['own']:.3f}, by another pair's latent {explained['another']:.3f}"
     )
+    if "actions" in figures:
+        print(f"  true actions read from held-out pairs: R2 {figures['actions']['r2_own']:.3f}")
     if "codes" in figures:
         print(f"  codes: {json.dumps(figures['codes'])}")
     for flag in figures["flags"]:
@@ -177,7 +190,9 @@ def _probe(arguments: argparse.Namespace) -> int:
     from wam_video.evaluation.latent_probe_page import write_probe
 
     check_output(arguments.output)
-    config = ProbeConfig(folds=arguments.folds, max_pairs=arguments.max_pairs, seed=arguments.seed)
+    config = ProbeConfig(
+        folds=arguments.folds, max_pairs=arguments.max_pairs, delay_s=arguments.delay, seed=arguments.seed
+    )
     document = probe(arguments.data, config)
     record, page = write_probe(document, arguments.output)
     for row in document["rows"]:

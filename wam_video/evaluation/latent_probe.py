@@ -49,6 +49,8 @@ class ProbeConfig:
     """Cross-validate over all episodes; 0: fit on the split `train`, judge on `val`."""
     max_pairs: int = 20_000
     """Of each split, evenly over the episodes."""
+    delay_s: float = 0.0
+    """Seconds by which the body follows its actions: a pair's are those that start so much before it."""
     seed: int = 0
     """Of the bootstrap."""
 
@@ -57,6 +59,8 @@ class ProbeConfig:
             raise ConfigError(
                 f"folds is {self.folds}, max_pairs {self.max_pairs}; allowed: 0, or 2 and more; at least 10"
             )
+        if not 0 <= self.delay_s <= 5:
+            raise ConfigError(f"delay is {self.delay_s}; allowed: 0 to 5 seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,13 +104,13 @@ def probe(folder: Path, config: ProbeConfig) -> dict[str, Any]:
     if not source.action_dim:
         raise DataError(f"{str(folder)!r} was made from video without actions; there is nothing to probe for")
     if config.folds:
-        seen = _read(folder, _samples(manifest, ("train", "val")), about, source, config.max_pairs)
+        seen = _read(folder, _samples(manifest, ("train", "val")), about, source, config)
         fold = episode_folds(seen.episodes, config.folds)
         parts = [
             (torch.nonzero(fold != k).flatten(), torch.nonzero(fold == k).flatten()) for k in fold.unique().tolist()
         ]
     else:
-        both = [_read(folder, _samples(manifest, (s,)), about, source, config.max_pairs) for s in ("train", "val")]
+        both = [_read(folder, _samples(manifest, (s,)), about, source, config) for s in ("train", "val")]
         seen, count = _join(both), len(both[0].episodes)
         parts = [(torch.arange(count), torch.arange(count, len(seen.episodes)))]
     judged = {seen.episodes[i] for _, held in parts for i in held.tolist()}
@@ -146,11 +150,13 @@ def _samples(manifest: Manifest, splits: Sequence[str]) -> Samples:
     return found
 
 
-def _read(folder: Path, samples: Samples, about: Mapping[str, Any], source: EmbodimentSpec, most: int) -> Seen:
+def _read(
+    folder: Path, samples: Samples, about: Mapping[str, Any], source: EmbodimentSpec, config: ProbeConfig
+) -> Seen:
     """Read evenly chosen labelled pairs whose true actions are known."""
     step = round(about["config"]["interval_s"] * source.fps)
     counts = np.cumsum([0, *(sample.num_actions for _, sample in samples)])
-    chosen = np.unique(np.linspace(0, counts[-1] - 1, min(most, int(counts[-1]))).round().astype(np.int64))
+    chosen = np.unique(np.linspace(0, counts[-1] - 1, min(config.max_pairs, int(counts[-1]))).round().astype(np.int64))
     columns: dict[str, list[Tensor]] = {name: [] for name in ("latents", "first", "change", "actions", "state")}
     episodes: list[str] = []
     for number, (shard, sample) in enumerate(progress(samples, total=len(samples), what="clips")):
@@ -159,7 +165,8 @@ def _read(folder: Path, samples: Samples, about: Mapping[str, Any], source: Embo
         if not len(rows) or "source.actions.npy" not in members:
             continue
         true = load_npy(members["source.actions.npy"], "source.actions.npy")
-        mean = mean_actions(true, source.action_rate, rows * step / source.fps, step / source.fps)
+        starts_s = rows * step / source.fps
+        mean = mean_actions(true, source.action_rate, starts_s - config.delay_s, step / source.fps)
         known = np.isfinite(mean).all(1)
         rows, mean = rows[known], mean[known]
         clip = decode_clip(members, views=[about["view"]], where=f"sample {sample.key!r}")
@@ -172,7 +179,7 @@ def _read(folder: Path, samples: Samples, about: Mapping[str, Any], source: Embo
         columns["actions"].append(torch.from_numpy(mean))
         if "source.state.npy" in members:
             state = load_npy(members["source.state.npy"], "source.state.npy")
-            at = np.round(rows * step / source.fps * source.action_rate).astype(np.int64)
+            at = np.round(starts_s[known] * source.action_rate).astype(np.int64)
             columns["state"].append(torch.from_numpy(state[np.minimum(at, len(state) - 1)]))
         episodes += [sample.episode_id] * len(rows)
     if not episodes:

@@ -46,6 +46,8 @@ class LearnConfig:
     `data.datasets.NAME.episodes`. 0: from video alone."""
     label_weight: float = 1.0
     """Weight of that reading's error, in variances of the actions."""
+    reconstruction: float = 1.0
+    """Weight of the share of the change that is not explained; 0 with labels: a plain inverse model, as a baseline."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -58,6 +60,7 @@ class LearnConfig:
             ("max_pairs", self.max_pairs, 2, 10_000_000),
             ("labels", self.labels, 0, 1),
             ("label_weight", self.label_weight, 0, 1e4),
+            ("reconstruction", self.reconstruction, 0, 1e4),
             ("seed", self.seed, 0, 2**31 - 1),
         ):
             if not low <= value <= high:
@@ -142,17 +145,23 @@ def _train(
         optimizer, config.lr, total_steps=max(2, config.steps), pct_start=0.05, cycle_momentum=False
     )
     generator = torch.Generator().manual_seed(config.seed)
-    targets = _standardised(pairs.actions, labelled)
+    targets = pairs.actions
+    if network.reader is not None:
+        known = pairs.actions[labelled]
+        network.action_mean.copy_(known.mean(0))
+        network.action_scale.copy_(known.std(0).clamp(min=_TINY))
+        targets = (pairs.actions - network.action_mean) / network.action_scale
     losses, revived = [], 0
     counts = torch.zeros(network.config.codebook, dtype=torch.int64)
     for step, rows in progress(_batches(len(pairs), config), what="steps", total=config.steps):
         x = ready(pairs.kept[rows])
         reading = network(x, generator)
         wrong, still = _errors(reading.guess, reading.target, config)
-        loss = wrong.sum() / still.sum().clamp(min=_TINY) + config.beta * reading.cost
+        unexplained = wrong.sum() / still.sum().clamp(min=_TINY)
+        loss = config.reconstruction * unexplained + config.beta * reading.cost
         known = labelled[rows]
         if network.reader is not None and known.any():
-            loss = loss + config.label_weight * F.mse_loss(network.reader(reading.latent[known]), targets[rows][known])
+            loss = loss + config.label_weight * F.mse_loss(network.reader(reading.latent[known]), targets[rows[known]])
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -180,13 +189,6 @@ def _batches(count: int, config: LearnConfig) -> Iterator[tuple[int, Tensor]]:
         order = order[size:]
 
 
-def _standardised(actions: Float[Tensor, "n da"], labelled: Bool[Tensor, " n"]) -> Float[Tensor, "n da"]:
-    if not labelled.any():
-        return actions
-    known = actions[labelled]
-    return (actions - known.mean(0)) / known.std(0).clamp(min=_TINY)
-
-
 def _errors(
     guess: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"], config: LearnConfig
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
@@ -203,7 +205,7 @@ def measure(network: LatentActionModel, pairs: Pairs, config: LearnConfig) -> di
     Returns:
         `explained` (1: all, 0: as much as saying that nothing moves) by `own` latent, the latent of `another` pair and the
         `mean` latent; `advantage_db`, by which a pair's own latent is better than another's (Genie's delta PSNR); `codes`; and
-        `flags`, a sentence for each control that is not beaten.
+        `flags`, a sentence for each control that is not beaten. With labels, `actions`: R2 of the true ones that are read.
     """
     latents = torch.cat([network.label(ready(rows)) for rows in pairs.kept.split(256)])
     half = len(pairs) // 2
@@ -226,11 +228,26 @@ def measure(network: LatentActionModel, pairs: Pairs, config: LearnConfig) -> di
         "explained": explained,
         "advantage_db": round(10 * float(np.log10(plain["another"] / plain["own"])), 4),
     }
+    known = pairs.actions.isfinite().all(1)
+    if network.reader is not None and int(known.sum()) > 1:
+        figures["actions"] = _reading(network, latents[known], pairs.actions[known])
     if network.codebook is not None:
         figures["codes"] = codes = _codes(network, pairs)
         if codes["perplexity"] < 2:
             flags.append("the codebook has collapsed: fewer than two codes are in use")
     return figures | {"flags": flags}
+
+
+def _reading(
+    network: LatentActionModel, latents: Float[Tensor, "n d"], actions: Float[Tensor, "n da"]
+) -> dict[str, float]:
+    """Return R2 of the line that was trained with the network, over all dimensions, and of other pairs' latents."""
+    spread = ((actions - actions.mean(0)) / network.action_scale).square().sum()
+    found = {}
+    for name, used in (("own", latents), ("another", latents.roll(max(1, len(latents) // 2), 0))):
+        wrong = ((network.read(used) - actions) / network.action_scale).square().sum()
+        found[f"r2_{name}"] = round(float(1 - wrong / spread.clamp(min=_TINY)), 6)
+    return found
 
 
 def _codes(network: LatentActionModel, pairs: Pairs) -> dict[str, float | int]:

@@ -234,6 +234,10 @@ class Codebook(nn.Module):
 class LatentActionModel(nn.Module):
     """From pairs of frames, or the flow between them, to latent actions and back."""
 
+    action_mean: Tensor
+    """Of the true actions it was trained with; likewise `action_scale`, their deviation."""
+    action_scale: Tensor
+
     def __init__(self, config: LatentModelConfig) -> None:
         """Make the network with random weights from torch's global generator."""
         super().__init__()
@@ -242,11 +246,24 @@ class LatentActionModel(nn.Module):
         self.decoder = FlowDecoder(config) if config.method == "flow" else ChangeDecoder(config)
         self.codebook = Codebook(config) if config.method == "nsvq" else None
         self.reader = nn.Linear(config.dim, config.action_dim) if config.action_dim else None
+        if config.action_dim:
+            self.register_buffer("action_mean", torch.zeros(config.action_dim))
+            self.register_buffer("action_scale", torch.ones(config.action_dim))
 
     def label(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         """Return the latent actions, without noise."""
         z = self.encoder(x)[:, : self.config.dim]
         return z if self.codebook is None else self.codebook.vectors(self.codebook.nearest(z))
+
+    def read(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b da"]:
+        """Return what a line reads out of latents: mean true actions, in the robot's own units.
+
+        Raises:
+            ConfigError: The model was trained without labels.
+        """
+        if self.reader is None:
+            raise ConfigError("the model was trained without labels and reads no actions; train it with labels above 0")
+        return self.reader(z) * self.action_scale + self.action_mean
 
     def decode(self, x: Float[Tensor, "b c h w"], z: Float[Tensor, "b d"]) -> Float[Tensor, "b k h w"]:
         """Return what latents say of pairs, of which at most the first frame is read."""

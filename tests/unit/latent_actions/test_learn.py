@@ -14,7 +14,7 @@ from wam_video.latent_actions.pairs import Body, Pairs, load_pairs, ready
 
 pytest.importorskip("cv2")
 
-STEPS = {"flow": 250, "vae": 400, "nsvq": 500}
+STEPS = {"flow": 120, "vae": 400, "nsvq": 500}
 
 
 def small(method: str) -> LatentModelConfig:
@@ -90,8 +90,19 @@ def test_weak_labels_are_of_the_episodes_that_a_run_would_read(many: Path) -> No
     learned = learn(many, body, config, LearnConfig(steps=4, batch_size=16, labels=0.25))
     pairs = learned.figures["pairs"]
     assert 0.1 < pairs["labelled"] / pairs["train"] < 0.4
+    assert set(learned.figures["actions"]) == {"r2_own", "r2_another"}
     with pytest.raises(ConfigError, match="no pair of that share"):
         learn(many, body, config, LearnConfig(steps=4, labels=1e-6))
+
+
+def test_a_line_trained_with_the_network_reads_actions_in_their_own_units(many: Path) -> None:
+    body = Body.of(load_manifest(many))
+    config = replace(small("flow"), action_dim=2)
+    learned = learn(many, body, config, LearnConfig(steps=120, batch_size=32, labels=0.5))
+    assert learned.figures["actions"]["r2_own"] > 0.7
+    assert learned.figures["actions"]["r2_another"] < 0
+    with pytest.raises(ConfigError, match="without labels"):
+        learn(many, body, small("flow"), LearnConfig(steps=1)).model.read(torch.zeros(1, 14))
 
 
 def test_a_folder_comes_back_and_a_broken_one_is_refused(squares: Path, tmp_path: Path) -> None:
