@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +203,7 @@ echo "start rank=${NODE_RANK:-${SLURM_NODEID:-${JOB_COMPLETION_INDEX:-}}} $*" >>
 if [ -n "${FAKE_CODES:-}" ]; then
   turn=$(wc -l <"$RECORD"); read -ra codes <<<"$FAKE_CODES"; exit "${codes[turn - 1]}"
 fi
-bash -c 'trap "echo saved >>\"$RECORD\"; exit 0" TERM; echo working >>"$RECORD"; while :; do sleep 0.05; done' &
+bash -c 'trap "echo saved >>\"$RECORD\"; exit 0" TERM; echo working >>"$RECORD"; for ((i = 0; i < 2000; i++)); do sleep 0.05; done' &
 trap '' TERM
 wait
 """
@@ -229,7 +230,7 @@ if [ "$1" = show ]; then echo node7; echo node8; else echo "scontrol $*" >>"$REC
 
 
 @pytest.fixture
-def fakes(tmp_path: Path) -> dict[str, str]:
+def fakes(tmp_path: Path) -> Iterator[dict[str, str]]:
     """Programs of a cluster on PATH, and the file that they write into."""
     for name, text in (
         ("python", FAKE_PYTHON),
@@ -241,12 +242,17 @@ def fakes(tmp_path: Path) -> dict[str, str]:
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
         path.chmod(0o755)
-    return {
+    record = str(tmp_path / "record")
+    yield {
         "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
         "PYTHON": str(tmp_path / "bin" / "python"),
-        "RECORD": str(tmp_path / "record"),
+        "RECORD": record,
         **{"ENGINE": "fsdp2", "PROCESSES": "4"},
     }
+    for process in psutil.process_iter():  # a session of its own hides a worker from whoever ends the script
+        with suppress(psutil.Error):
+            if process.environ().get("RECORD") == record:
+                process.kill()
 
 
 def record(fakes: Mapping[str, str]) -> list[str]:
