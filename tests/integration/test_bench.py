@@ -8,6 +8,7 @@ import pytest
 from wam_video.cli import bench_formats as formats
 from wam_video.cli.bench import main
 from wam_video.data.video import open_video
+from wam_video.errors import ConfigError, DataError
 
 
 @pytest.mark.slow
@@ -41,3 +42,17 @@ def test_the_trainers_step_is_measured_beside_a_plain_loop(tmp_path):
     figures = json.loads((tmp_path / "step.json").read_text())
     assert 0.3 < figures["ratio"]["of_medians"] < 3
     assert figures["engines"] == {}
+
+
+def test_a_conversion_is_measured_beside_a_transcode_of_the_same_files(tmp_path):
+    small = ["--limit", "1", "--runs", "1", "--size", "64x64", "--output", str(tmp_path / "convert.json")]
+    assert main(["convert", *small]) == 0
+    figures = json.loads((tmp_path / "convert.json").read_text())
+    assert figures["about"]["frames"] == 120
+    assert figures["about"]["encoder"]["crf"] == "18"
+    assert {"convert", "pyav"} <= set(figures["frames_per_cpu_second"])
+    assert figures["seconds_over_transcode"]["pyav"]["median"] > 0
+    with pytest.raises(ConfigError, match="--ffmpeg"):
+        main(["convert", "--ffmpeg", str(tmp_path / "nothing")])
+    with pytest.raises(DataError, match="no mp4"):
+        main(["convert", "--videos", str(tmp_path)])

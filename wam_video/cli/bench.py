@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from diffusers import WanTransformer3DModel
 
+from wam_video.cli.bench_convert import add_convert
 from wam_video.cli.bench_data import add_data
 from wam_video.cli.bench_delays import add_delays
 from wam_video.cli.bench_policy import add_policy
@@ -47,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--output", type=Path, help="write the figures as JSON here")
     train.set_defaults(measure=bench_train)
     add_data(commands)
+    add_convert(commands)
     add_overhead(commands)
     add_policy(commands)
     add_delays(commands)

@@ -71,7 +71,7 @@ def bench_data(args: argparse.Namespace) -> dict[str, Any]:
         speeds, decoded = _speeds(args, folder)
         return {
             "about": _about(args, folder),
-            "frames_per_cpu_second": {name: _summary(values) for name, values in speeds.items()},
+            "frames_per_cpu_second": {name: summary(values) for name, values in speeds.items()},
             "frames_decoded_per_frame_delivered": decoded,
             "ratio": _ratios(speeds),
             "stall": {
@@ -93,11 +93,12 @@ def _about(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "encoders": {name: {"encoder": encoder, **options} for name, (encoder, options) in formats.CODECS.items()},
         "mib": {name: mib(folder / name) for name in ("shards", "latents", *formats.CODECS)},
         "torch": torch.__version__,
-        "processor": _processor(),
+        "processor": processor(),
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return what the machine calls its processor."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
@@ -153,7 +154,8 @@ def _theirs(videos: formats.LeRobotVideos, args: argparse.Namespace) -> Callable
     return read
 
 
-def _summary(values: Sequence[float]) -> dict[str, float]:
+def summary(values: Sequence[float]) -> dict[str, float]:
+    """Return the middle and the ends of some measurements."""
     return {
         "median": float(f"{statistics.median(values):.5g}"),
         "min": float(f"{min(values):.5g}"),
@@ -165,7 +167,7 @@ def _ratios(speeds: dict[str, list[float]]) -> dict[str, dict[str, dict[str, flo
     """Return ours over theirs, round by round."""
     return {
         ours: {
-            theirs: _summary([a / b for a, b in zip(speeds[ours], speeds[theirs], strict=True)])
+            theirs: summary([a / b for a, b in zip(speeds[ours], speeds[theirs], strict=True)])
             for theirs in speeds
             if theirs.startswith("lerobot")
         }

@@ -15,6 +15,7 @@ from wam_video.data.encode import EncodedEpisode, WriterConfig, encode_episode
 from wam_video.data.manifest import MANIFEST_NAME, Manifest, load_manifest
 from wam_video.data.schema import EmbodimentSpec, Episode
 from wam_video.data.sources import SkippedEpisode, Source
+from wam_video.data.video import keep_picture_memory
 from wam_video.data.writer import ShardWriter, output_taken
 from wam_video.errors import ConfigError, DataError
 from wam_video.log import get_logger, progress
@@ -210,6 +211,7 @@ def encode_recording(item: Episode | SkippedEpisode, config: WriterConfig) -> En
     """Encode one recording, or say why it can't be."""
     if isinstance(item, SkippedEpisode):
         return item
+    keep_picture_memory()
     try:
         return encode_episode(item, config)
     except DataError as error:

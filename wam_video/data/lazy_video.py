@@ -12,7 +12,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from jaxtyping import Int, UInt8
 
-from wam_video.data.video import MAX_FRAME_PIXELS, broken_video
+from wam_video.data.video import MAX_FRAME_PIXELS, broken_video, to_rgb
 from wam_video.errors import DataError
 
 
@@ -113,9 +113,7 @@ class LazyVideo:
                     "not announce; it is damaged: make or fetch it again"
                 )
             if not self._held[place]:
-                plane: Any = reformatter.reformat(frame, format="rgb24", threads=1).planes[0]
-                rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:height, : 3 * width]
-                self._frames[place] = rows.reshape(height, width, 3)  # type: ignore[index]
+                self._frames[place] = to_rgb(reformatter, frame)  # type: ignore[index]
                 self._held[place] = True
             if place >= last:
                 break
