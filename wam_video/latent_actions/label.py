@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from wam_video.data.latents import OPTION as ENCODED
 from wam_video.data.manifest import Manifest, SampleEntry, ShardEntry, load_manifest
@@ -97,8 +97,8 @@ def label(data: Path, output: Path, model: LatentActionModel, digest: str, body:
 
 
 @torch.no_grad()
-def label_frames(model: LatentActionModel, video: np.ndarray, step: int) -> Float[np.ndarray, "n d"]:
-    """Return the latents of a clip `f h w 3`: row i of frames `i * step` and `(i + 1) * step`."""
+def label_frames(model: LatentActionModel, video: UInt8[np.ndarray, "f h w 3"], step: int) -> Float[np.ndarray, "n d"]:
+    """Return the latents of a clip: row i of frames `i * step` and `(i + 1) * step`."""
     first, second = video[::step][:-1], video[::step][1:]
     rows = [
         model.label(ready(inputs(first[i : i + _BATCH], second[i : i + _BATCH], model.config)))
