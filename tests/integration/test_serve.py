@@ -261,6 +261,14 @@ def test_there_are_so_many_sessions_and_no_more() -> None:
             assert two.infer(Robot(1).sees())["memory"] == "new"
 
 
+def test_who_asks_for_nonsense_takes_nobodys_place() -> None:
+    with serving(tiny_policy(max_sessions=1)) as server, connect(url(server), compression=None) as link:
+        link.recv()
+        link.send(pack({"state": "up"}))
+        assert str(link.recv()).startswith("error ")
+        assert lives(server, 0, calls=1).shape == (1, 4, 2)
+
+
 def test_idle_sessions_are_forgotten() -> None:
     with serving(tiny_policy(CAUSAL), idle_s=0.2) as server, Client(url(server)) as client:
         robot = Robot(0)

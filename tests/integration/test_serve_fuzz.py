@@ -1,6 +1,7 @@
 """Messages by the ten thousand against the whole protocol: each is answered, in one line where it is refused, and nothing breaks.
 
-Run on 2026-11-21 with 100,000 messages (`-m long`): see `model_cards/benchmarks/protocol_fuzz.json`.
+Run with `-m long` on 2026-11-21 on a shared core: 100,100 messages in three minutes, of which 14,558 were decided, 4,391 were resets and
+81,151 were refused in one line; no internal error, and at most 0.4 MB for a hundred messages.
 """
 
 import asyncio
@@ -133,9 +134,6 @@ def test_thousands_of_messages_are_answered(bench: Bench) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(3000)
-def test_a_hundred_thousand_messages_are_answered(bench: Bench, record_property: Any) -> None:
-    peak = fuzz(bench, 100_000 // EACH)
-    assert peak < 32 << 20
+def test_a_hundred_thousand_messages_are_answered(bench: Bench) -> None:
+    assert fuzz(bench, 100_000 // EACH) < 32 << 20
     assert sum(bench.answers.values()) >= 100_000 and bench.server._worker is not None and bench.server._worker.alive
-    for name, number in {**bench.answers, "peak_bytes_of_100_messages": peak}.items():  # for --junitxml
-        record_property(name, number)

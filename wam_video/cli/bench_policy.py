@@ -124,7 +124,7 @@ def _errors(
 
     if args.data is None:
         return {}, {}
-    batches = show_progress("batch")
+    batches = show_progress("part")
     facts, errors = measure_errors(
         pipe,
         config.variants,

@@ -278,9 +278,9 @@ def _on_paper(
     grid = (frames, (window.height or 64) // side, (window.width or 64) // side)
     shape = NetworkShape.of(network.config)
     layout = shape.layout(views=window.max_views, grid=grid, actions=window.action_horizon // chunks_of(pipe))
-    calls = round(float(np.mean([t.calls for t in timings])))
+    calls = float(np.mean([t.calls for t in timings]))  # reused velocities make it a fraction
     decision = DecisionConfig(
-        calls=max(calls, 1),
+        calls=max(round(calls), 1),
         context=context,
         fresh=rule.chunk_frames if rule.causal and not variant.recompute else None,
         cached=rule.caches and not variant.recompute,
@@ -296,7 +296,7 @@ def _on_paper(
         get_device(peak),
     )
     seconds = float(np.median([t.parts["prefill"] + t.parts["denoise"] for t in timings]))
-    flops = plan.decision_flops * config.robots
+    flops = round((plan.prefill_flops + calls * plan.call_flops) * decision.rows)
     return {
         "steps_of_path": len(path) - 1,
         "flops": flops,

@@ -17,6 +17,7 @@ from wam_video.errors import ConfigError, DataError, WamError, one_of
 from wam_video.inference.server.dialects import (
     DIALECTS,
     RESET_DONE,
+    Asked,
     MappingConfig,
     ObservationMap,
     dialect_of,
@@ -221,12 +222,13 @@ class PolicyServer:
                 raise DataError("request is a text; send msgpack in a binary frame")
             flat = flatten(unpack(message))
             endpoint, name = endpoint_of(flat), session_id_of(flat)
-            session = self._table.claim(client, name, monotonic())
-            if endpoint == "reset":
+            asked = None if endpoint == "reset" else self._map.read(flat, client.dialect)
+            session = self._table.claim(client, name, monotonic())  # only now: nonsense takes nobody's place
+            if asked is None:
                 self._forget(session.row)
                 answer: Message = RESET_DONE
             else:
-                answer = await self._infer(client, session, flat)
+                answer = await self._infer(client, session, asked)
         except Exception as error:  # noqa: BLE001 - a robot is told, the server goes on
             return self._error(error)
         seconds = perf_counter() - began
@@ -235,8 +237,7 @@ class PolicyServer:
         self.metrics.observe("request_seconds", seconds)
         return answer
 
-    async def _infer(self, client: _Client, session: Session, flat: dict[str, Any]) -> bytes:
-        asked = self._map.read(flat, client.dialect)
+    async def _infer(self, client: _Client, session: Session, asked: Asked) -> bytes:
         assert self._worker is not None, "it runs while clients are served"
         began = perf_counter()
         session.busy = True
