@@ -191,7 +191,11 @@ def _probe(arguments: argparse.Namespace) -> int:
 
     check_output(arguments.output)
     config = ProbeConfig(
-        folds=arguments.folds, max_pairs=arguments.max_pairs, delay_s=arguments.delay, seed=arguments.seed
+        folds=arguments.folds,
+        max_pairs=arguments.max_pairs,
+        delay_s=arguments.delay,
+        relative=arguments.relative,
+        seed=arguments.seed,
     )
     document = probe(arguments.data, config)
     record, page = write_probe(document, arguments.output)

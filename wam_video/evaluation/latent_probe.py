@@ -51,6 +51,8 @@ class ProbeConfig:
     """Of each split, evenly over the episodes."""
     delay_s: float = 0.0
     """Seconds by which the body follows its actions: a pair's are those that start so much before it."""
+    relative: bool = False
+    """Also judge the actions less the state at the pair's beginning: for bodies that are told absolute targets."""
     seed: int = 0
     """Of the bootstrap."""
 
@@ -88,11 +90,11 @@ def probe(folder: Path, config: ProbeConfig) -> dict[str, Any]:
 
     Returns:
         A JSON-able record: `rows` of R2 by target, condition and dimension, `differences` to the controls with intervals, and
-        `flags`. Target `recorded` is the action as recorded; `relative` is it less the state at the pair's beginning, for
-        bodies whose state is in the actions' own terms.
+        `flags`. Target `recorded` is the action as recorded, `relative` is it less the state at the pair's beginning.
 
     Raises:
         DataError: The folder has no latent actions, no true ones beside them, or too few episodes.
+        ConfigError: Relative actions are asked for, and the state is not as wide as they are.
     """
     manifest = load_manifest(folder)
     if OPTION not in manifest.options:
@@ -119,7 +121,7 @@ def probe(folder: Path, config: ProbeConfig) -> dict[str, Any]:
             f"{str(folder)!r} has {len(judged)} episode(s) to judge on, {_LEAST_EPISODES} are needed; take --folds 5, or more data"
         )
     rows, differences, flags = [], [], []
-    for target, values in _targets(seen, source).items():
+    for target, values in _targets(seen, source, config).items():
         found = _measure(seen, values, parts, source, config)
         rows += [{"target": target, **row} for row in found[0]]
         differences += [{"target": target, **row} for row in found[1]]
@@ -203,11 +205,15 @@ def _join(both: Sequence[Seen]) -> Seen:
     )
 
 
-def _targets(seen: Seen, source: EmbodimentSpec) -> dict[str, Float[Tensor, "n da"]]:
-    targets = {"recorded": seen.actions}
-    if seen.state is not None and source.state_dim == source.action_dim:
-        targets["relative"] = seen.actions - seen.state
-    return targets
+def _targets(seen: Seen, source: EmbodimentSpec, config: ProbeConfig) -> dict[str, Float[Tensor, "n da"]]:
+    if not config.relative:
+        return {"recorded": seen.actions}
+    if seen.state is None or seen.state.shape != seen.actions.shape:
+        raise ConfigError(
+            f"relative actions are asked for; {source.name!r} has {source.action_dim} actions and {source.state_dim} states, "
+            "which must be the same quantities"
+        )
+    return {"recorded": seen.actions, "relative": seen.actions - seen.state}
 
 
 def _measure(

@@ -47,8 +47,9 @@ def test_true_motion_is_read_and_the_controls_are_not(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = labelled(source, tmp_path / "l", monkeypatch, moved)
-    document = probe(folder, ProbeConfig())
+    document = probe(folder, ProbeConfig(relative=True))
     assert r2(document, "latent") > 0.9
+    assert r2(document, "latent", "relative") < 0.5, "places are not in them"
     assert r2(document, "latent_and_frame") > 0.8
     assert abs(r2(document, "shuffled")) < 0.1
     assert r2(document, "frame") < 0.5
@@ -61,7 +62,7 @@ def test_true_motion_is_read_and_the_controls_are_not(
     record, page = write_probe(document, tmp_path / "out")
     assert json.loads(record.read_text()) == json.loads(json.dumps(document))
     assert "whiskers" in page.read_text()
-    assert probe(folder, ProbeConfig()) == document, "twice the same"
+    assert probe(folder, ProbeConfig(relative=True)) == document, "twice the same"
 
 
 def test_latents_that_say_nothing_are_flagged(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
