@@ -81,6 +81,10 @@ class Batch:
     """Pre-encoded windows, bfloat16; `video` then has its frames, but no pixels (height and width 0)."""
     latents_codec: str = ""
     """Hash of the codec that made them (`models.fingerprint`)."""
+    teacher: Float[Tensor, "b v d t h w"] | None = None
+    """A teacher's features of the token frames of pre-encoded windows, bfloat16; zeros where nothing was recorded."""
+    teacher_hash: str = ""
+    """Of the teacher that made them (`models.teacher`)."""
 
     def __len__(self) -> int:
         return self.video.shape[0]

@@ -2,13 +2,17 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wam_video.cli.command import DONE
-from wam_video.errors import ConfigError
+from wam_video.errors import ConfigError, first_line
 
 if TYPE_CHECKING:
+    import torch
+
+    from wam_video.models.video_codec import Codec
     from wam_video.training.config import TrainConfig
+    from wam_video.training.teacher import FrameTeacher
 
 _EXAMPLE = """\
 examples:
@@ -17,9 +21,10 @@ examples:
       --config data.window.num_future_frames=32 --device cuda --part 0/8
 
 Give the configuration files of the training run (--config), for latents are of its windows and its codec: the run refuses
-others. --texts stores the embeddings of every prompt, by the text encoder of --config, beside the shards of --output, or of
-SHARDS where no --output is given; a run that finds them there does not run the encoder. Started again it goes on with the shards that are missing; with --part I/N, N processes or machines share the work,
-and whoever is last finishes the folder. bfloat16 numbers are stored as uint16, because npy has no bfloat16."""
+others. --teacher stores the features of the teacher of --config (teacher.*) beside the latents, and a run with that teacher
+reads them. --texts stores the embeddings of every prompt, by the text encoder of --config, beside the shards of --output, or of
+SHARDS where no --output is given; a run that finds them there does not run the encoder. Started again it goes on with the
+shards that are missing; with --part I/N, N processes or machines share the work, and whoever is last finishes the folder. bfloat16 numbers are stored as uint16, because npy has no bfloat16."""
 
 
 def add_encode(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -35,6 +40,7 @@ def add_encode(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     sub.add_argument("shards", metavar="SHARDS", help="folder or address of shards of pixels")
     sub.add_argument("--output", type=Path, metavar="FOLDER", help="folder of latents to make")
     sub.add_argument("--texts", action="store_true", help="encode the prompts, too; without --output only them")
+    sub.add_argument("--teacher", action="store_true", help="store the features of the teacher of --config, too")
     sub.add_argument("--codec", metavar="pixel|MODEL", help="pixel, or folder or hub id of an AutoencoderKLWan")
     sub.add_argument("--subfolder", metavar="NAME", help="of the model, where the VAE is, e.g. vae")
     sub.add_argument(
@@ -52,8 +58,6 @@ def add_encode(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _encode(arguments: argparse.Namespace) -> int:
-    import torch
-
     from wam_video.config import load
     from wam_video.training.build import build_codec
     from wam_video.training.config import TrainConfig
@@ -83,8 +87,10 @@ def _encode(arguments: argparse.Namespace) -> int:
         keep_video=arguments.keep_video,
         store=config.data.store,
     )
-    codec = build_codec(config.codec).requires_grad_(False).eval().to(torch.device(arguments.device))  # type: ignore[arg-type]
-    manifest = Encoder(arguments.shards, arguments.output, codec, options).run()
+    device = _device(arguments.device)
+    codec: Any = build_codec(config.codec).requires_grad_(False).eval()
+    teacher = _teacher(arguments.shards, config, codec).to(device) if arguments.teacher else None
+    manifest = Encoder(arguments.shards, arguments.output, codec.to(device), options, teacher=teacher).run()
     if manifest is None:
         print(f"part {part} of {num_parts} is done; the others are not yet: {arguments.output} comes with the last")
         return DONE
@@ -97,14 +103,45 @@ def _encode(arguments: argparse.Namespace) -> int:
     return _encode_texts(arguments.output, config, arguments.device) if arguments.texts else DONE
 
 
-def _encode_texts(folder: Path, config: "TrainConfig", device: str) -> int:
+def _teacher(shards: str, config: "TrainConfig", codec: "Codec") -> "FrameTeacher":
+    """Load the run's teacher; the network, whose tokens it speaks of, is only sketched."""
+    from wam_video.data.manifest import load_manifest
+    from wam_video.data.store import as_store
+    from wam_video.models.teacher import load_teacher
+    from wam_video.training.build import build_on_meta
+    from wam_video.training.teacher import FrameTeacher
+
+    if config.teacher.kind == "none":
+        raise ConfigError(
+            "--teacher is given, but teacher.kind is 'none'; give the training run's --config, with teacher.kind and teacher.model"
+        )
+    network = build_on_meta(config, load_manifest(as_store(shards, config.data.store)).embodiments)
+    return FrameTeacher(load_teacher(config.teacher), codec, network.config["patch_size"], str(config.teacher.model))
+
+
+def _device(name: str) -> "torch.device":
+    """Return the device of a name.
+
+    Raises:
+        ConfigError: torch does not know it, or it is not there.
+    """
     import torch
 
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"--device is {name!r}, which can't be used ({first_line(error)}); try cpu, cuda or cuda:1"
+        ) from error
+
+
+def _encode_texts(folder: Path, config: "TrainConfig", device: str) -> int:
     from wam_video.training.build import build_text
     from wam_video.training.texts import NAME, prompts_of, write_texts
 
     tokenizer, encoder = build_text(config.text, config.seed)
-    encoder.requires_grad_(False).eval().to(torch.device(device))  # type: ignore[arg-type]
+    encoder.requires_grad_(False).eval().to(_device(device))  # type: ignore[arg-type]
     count = write_texts(folder, prompts_of(folder), tokenizer, encoder)
     print(f"{folder / NAME}: {count} prompts")
     return DONE

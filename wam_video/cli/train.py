@@ -127,7 +127,8 @@ def _train(config: "TrainConfig", *, watch: bool) -> int:
     trainer = None
     try:
         with watchdog:
-            trainer = Trainer(config, ShardFeed(config.data, config.seed), engine, should_stop=request.is_made)
+            feed = ShardFeed(config.data, config.seed, with_teacher=config.teacher.kind != "none")
+            trainer = Trainer(config, feed, engine, should_stop=request.is_made)
             trackers = _open_output(config, trainer)
             _LOG.info("%s, %d parameters", engine.describe(), sum(p.numel() for p in engine.module.parameters()))
             hooks = _callbacks(config, trackers, watch=watch)

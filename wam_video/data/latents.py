@@ -1,13 +1,14 @@
 """Pre-encoded windows in shards: how bfloat16 is stored, and what a folder's latents were made by.
 
 A member `<key>.latents.<view>.npy` holds the latents of one view of every window of the clip, `n c t h w`, in the order of
-`windows.anchors` (every `every`-th of them). npy knows no bfloat16: the array is uint16, the number's own 16 bits. Windows
+`windows.anchors` (every `every`-th of them), and `<key>.teacher.<view>.npy` a teacher's features of their token frames,
+`n d t h w`. npy knows no bfloat16: the array is uint16, the number's own 16 bits. Windows
 are encoded one by one and not clips, because a causal codec's latent depends on where its window began.
 """
 
 import io
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -41,17 +42,32 @@ class Encoding:
     """Only every so manieth window of a clip was encoded."""
     keep_video: bool = False
     """The pixels are there, too."""
+    teacher: Mapping[str, Any] = field(default_factory=dict)
+    """What a teacher's features are, where they were stored too: `hash`, `model` and `patch_size` of the network's tokens."""
     dtype: str = "bfloat16 as uint16"
     version: int = _VERSION
 
     @classmethod
     def of(
-        cls, codec: str, about: Mapping[str, Any], window: WindowConfig, *, every: int, keep_video: bool
+        cls,
+        codec: str,
+        about: Mapping[str, Any],
+        window: WindowConfig,
+        *,
+        every: int,
+        keep_video: bool,
+        teacher: Mapping[str, Any] | None = None,
     ) -> "Encoding":
         """Describe latents that are about to be made."""
         shared = {name: getattr(window, name) for name in _SHARED}
         return cls(
-            codec=codec, about=about, window=shared, max_views=window.max_views, every=every, keep_video=keep_video
+            codec=codec,
+            about=about,
+            window=shared,
+            max_views=window.max_views,
+            every=every,
+            keep_video=keep_video,
+            teacher=teacher or {},
         )
 
     def to_option(self) -> dict[str, Any]:
@@ -64,11 +80,11 @@ class Encoding:
         Raises:
             DataError: The message names the first difference.
         """
-        for field in _SHARED:
-            wanted, held = getattr(window, field), self.window.get(field)
+        for key in _SHARED:
+            wanted, held = getattr(window, key), self.window.get(key)
             if wanted != held:
                 raise DataError(
-                    f"dataset {name!r} holds latents of windows with {field} {held}, the run has {wanted}; set data.window.{field} "
+                    f"dataset {name!r} holds latents of windows with {key} {held}, the run has {wanted}; set data.window.{key} "
                     "or encode the dataset again"
                 )
         if window.max_views > self.max_views:

@@ -29,6 +29,9 @@ _TRIES = 10
 Place = tuple[int, int, int]
 """Dataset, clip and anchor frame."""
 
+Stored = UInt16[np.ndarray, "v c t h w"] | None
+"""Latents of a window, or features of its frames."""
+
 
 class WindowDataset:
     """The windows of a mixture of datasets, each at a fixed global index.
@@ -39,8 +42,8 @@ class WindowDataset:
     datasets in their stored order, from 0 to `len - 1`, always with the first prompt, and a bad clip is an error.
     """
 
-    def __init__(self, config: DataConfig, seed: int = 0, *, shuffle: bool = True) -> None:
-        """Open the datasets.
+    def __init__(self, config: DataConfig, seed: int = 0, *, shuffle: bool = True, with_teacher: bool = False) -> None:
+        """Open the datasets; `with_teacher`: read the stored features of a teacher, where there are some.
 
         Raises:
             DataError: No dataset, a broken one, a split or window that is not there, or embodiments that contradict each other.
@@ -50,6 +53,7 @@ class WindowDataset:
                 "data.datasets is empty; name at least one folder of shards: data.datasets.NAME.path=FOLDER"
             )
         self.config, self.seed, self.shuffle = config, seed, shuffle
+        self._with_teacher = with_teacher
         names = sorted(config.datasets)
         # What is broken in a large video then shows in the windows that need it, which only a shuffled order can replace.
         self._sets = [_open(config, name, config.datasets[name], lazy=shuffle) for name in names]
@@ -66,7 +70,8 @@ class WindowDataset:
             state=max(1, *(s.state_dim for s in self.embodiments.values())),
         )
         self._buckets = buckets(
-            [s.window for s in self._sets], [s.encoding.codec if s.encoding else "" for s in self._sets]
+            [s.window for s in self._sets],
+            [f"{s.encoding.codec} {self._teacher(s)}" if s.encoding else "" for s in self._sets],
         )
         weights = [config.datasets[s.name].weight for s in self._sets]
         self._mixture = BucketMixture(weights, self._buckets, config.windows_per_bucket, seed)
@@ -128,18 +133,18 @@ class WindowDataset:
             ConfigError: The windows are of different geometries.
         """
         skipped: list[tuple[str, str, str, str, bool]] = []
-        places, windows, prompts, latents = [], [], [], []
+        places, windows, prompts, latents, features = [], [], [], [], []
         pixels: np.ndarray | None = None
         for index in map(int, indices):
             row = None if pixels is None else pixels[len(windows)]
-            place, texts, window, stored = self._draw(
-                index, skipped, row
-            )  # one at a time: a batch of clips may not fit
+            # one at a time: a batch of clips may not fit
+            place, texts, window, (stored, taught) = self._draw(index, skipped, row)
             if not windows:  # the others are written where they end up
                 pixels = np.empty((len(indices), *window.video.shape), np.uint8)
                 pixels[0] = window.video
             windows.append(window)
             latents.append(stored)
+            features.append(taught)
             prompts.append(self._prompt(texts, index))
             places.append(place)
         if len({self._buckets[dataset] for dataset, _, _ in places}) > 1:
@@ -160,6 +165,8 @@ class WindowDataset:
             skipped=_merge_skips(skipped),
             latents=from_bits(np.stack(latents)) if encoding else None,
             latents_codec=encoding.codec if encoding else "",
+            teacher=None if features[0] is None else from_bits(np.stack(features)),
+            teacher_hash=self._teacher(self._sets[places[0][0]]),
         )
 
     def episodes(self, indices: Sequence[int]) -> list[str]:
@@ -222,15 +229,16 @@ class WindowDataset:
 
     def _draw(
         self, index: int, skipped: list[tuple[str, str, str, str, bool]], out: np.ndarray | None
-    ) -> tuple[Place, Sequence[str], Window, UInt16[np.ndarray, "v c t h w"] | None]:
-        """Return the place of an index, its clip's prompts, the window and its latents, or a substitute where that can't be used."""
+    ) -> tuple[Place, Sequence[str], Window, tuple[Stored, Stored]]:
+        """Return the place of an index, its clip's prompts, the window and what is stored of it, or a substitute's."""
         place = self._locate(index)
         for attempt in range(1, _TRIES + 1):
             dataset, clip, frame = place
             shards = self._sets[dataset]
             try:
                 decoded = shards.load(clip, self._cache, self.config.decoder)
-                stored = shards.cut_latents(decoded, clip, frame)
+                features = shards.cut_teacher(decoded, clip, frame) if self._with_teacher else None
+                stored = shards.cut_latents(decoded, clip, frame), features
                 with because("video"):  # a large video is decoded only here
                     window = cut_window(decoded, frame, shards.window, shards.spec(clip).views, out)
                 return place, decoded.info.get("prompts") or [""], window, stored
@@ -242,6 +250,11 @@ class WindowDataset:
             number, window = shards.place(int(rng.integers(len(shards))))
             place = (dataset, number, int(shards.anchors(number)[window]))
         raise DataError(f"{_TRIES} clips in a row can't be used, the last because: {skipped[-1][3]}")
+
+    def _teacher(self, shards: ShardSet) -> str:
+        """Return the hash of the teacher whose features are read with a dataset, empty where none are."""
+        taught = self._with_teacher and shards.encoding and shards.encoding.teacher
+        return str(taught["hash"]) if taught else ""
 
     def _locate(self, index: int) -> Place:
         """Return dataset, clip and anchor frame of a global index."""

@@ -28,6 +28,8 @@ LAZY_BYTES = 8 << 20
 
 _MAX_JSON_BYTES = 16 << 20
 _ARRAYS = ("actions", "state", "reward")
+_ENCODED = ("latents", "teacher")
+"""Kinds of members by view that hold what was made of each window before training."""
 
 
 REASONS = ("missing", "unreachable", "truncated", "tar", "json", "video", "arrays", "manifest", "listed")
@@ -70,11 +72,14 @@ class Clip:
     """The sample's json."""
     latents: Mapping[str, UInt16[np.ndarray, "n c t h w"] | Rows] = field(default_factory=dict)
     """By view, of every encoded window; see `data.latents`."""
+    teacher: Mapping[str, UInt16[np.ndarray, "n d t h w"] | Rows] = field(default_factory=dict)
+    """Likewise, a teacher's features."""
 
     @property
     def nbytes(self) -> int:
         """Memory that it holds."""
-        arrays = (*self.video.values(), *self.latents.values(), self.actions, self.state, self.reward)
+        encoded = (*self.latents.values(), *self.teacher.values())
+        arrays = (*self.video.values(), *encoded, self.actions, self.state, self.reward)
         return sum(array.nbytes for array in arrays if array is not None)
 
 
@@ -115,7 +120,7 @@ def parse_members(data: bytes, key: str, where: str) -> dict[str, bytes]:
 def _parse(
     file: IO[bytes], length: int, key: str, where: str, later: dict[str, tuple[int, int]] | None
 ) -> dict[str, bytes]:
-    """Parse a tar of one sample; with `later`, latents are not read but put there as (first byte, length)."""
+    """Parse a tar of one sample; with `later`, what was encoded is not read but put there as (first byte, length)."""
     members: dict[str, bytes] = {}
     end = 0
     at = f"shard {where!r}, sample {key!r}"
@@ -126,7 +131,7 @@ def _parse(
                 if suffix in members or suffix in (later or ()):
                     raise DataError(f"{at}: member {info.name!r} comes twice; the shard was altered: convert it again")
                 end = info.offset_data + -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                if later is not None and suffix.startswith("latents."):
+                if later is not None and suffix.partition(".")[0] in _ENCODED:
                     later[suffix] = (info.offset_data, info.size)
                     continue
                 content = tar.extractfile(info)
@@ -169,9 +174,9 @@ def allowed_suffix(suffix: str) -> bool:
     if len(parts) == 2 and parts[1] == "mp4":
         return bool(parts[0])
     if len(parts) == 3:
-        known = parts[0] == "latents" or (parts[0] == "source" and parts[1] in _ARRAYS)
+        known = parts[0] in _ENCODED or (parts[0] == "source" and parts[1] in _ARRAYS)
         return known and parts[2] == "npy"
-    return suffix in MEMBER_SUFFIXES and suffix not in ("mp4", "latents", "source")
+    return suffix in MEMBER_SUFFIXES and suffix not in ("mp4", "source", *_ENCODED)
 
 
 def load_npy(data: bytes, what: str) -> Shaped[np.ndarray, "..."]:
@@ -253,7 +258,7 @@ def decode_clip(
         views: Cameras to decode, in that order; absent ones are left out. All, by name, by default.
         decoder: See `video.open_video`; shards are H.264, which both decoders know.
         where: Shard and key, for messages.
-        latent_views: Cameras whose stored latents are read, too.
+        latent_views: Cameras whose stored latents and teacher features are read, too.
         lazy: Large videos are `LazyVideo`s, for windows; what is broken in them shows when it is taken.
 
     Raises:
@@ -273,17 +278,17 @@ def decode_clip(
             if view in present
         }
     with because("arrays"):
-        latents = _decode_latents(members, latent_views, where)
+        latents, teacher = (_decode_encoded(kind, members, latent_views, where) for kind in _ENCODED)
     # a LazyVideo has what `cut_window` needs of an array, and who asks for it cuts windows
-    return Clip(video=cast(Mapping[str, np.ndarray], video), info=info, latents=latents, **arrays)
+    return Clip(video=cast(Mapping[str, np.ndarray], video), info=info, latents=latents, teacher=teacher, **arrays)
 
 
-def _decode_latents(
-    members: Mapping[str, bytes], views: Sequence[str], where: str
+def _decode_encoded(
+    kind: str, members: Mapping[str, bytes], views: Sequence[str], where: str
 ) -> dict[str, UInt16[np.ndarray, "n c t h w"]]:
-    latents = {}
+    found = {}
     for view in views:
-        suffix = f"latents.{view}.npy"
+        suffix = f"{kind}.{view}.npy"
         if suffix not in members:
             continue
         array = load_npy(members[suffix], f"{where}: {suffix}")
@@ -291,8 +296,8 @@ def _decode_latents(
             raise DataError(
                 f"{where}: {suffix} has type {array.dtype} and shape {array.shape}; expected uint16 of n c t h w"
             )
-        latents[view] = array
-    return latents
+        found[view] = array
+    return found
 
 
 def _decode_video(
@@ -328,14 +333,17 @@ def load_clip(
     store = as_store(folder)
     where = f"shard {store.where(shard.name)!r}, sample {sample.key!r}"
     if latent_views and isinstance(store, LocalStore):
-        members, rows = _read_rows(store.folder / shard.name, sample, latent_views)
-        return replace(decode_clip(members, views=views, decoder=decoder, where=where), latents=rows)
+        members, (latents, teacher) = _read_rows(store.folder / shard.name, sample, latent_views)
+        clip = decode_clip(members, views=views, decoder=decoder, where=where)
+        return replace(clip, latents=latents, teacher=teacher)
     members = read_sample(store, shard, sample)
     return decode_clip(members, views=views, decoder=decoder, where=where, latent_views=latent_views, lazy=lazy)
 
 
-def _read_rows(path: Path, sample: SampleEntry, views: Sequence[str]) -> tuple[dict[str, bytes], dict[str, Rows]]:
-    """Read a sample on disk but for its latents, of which a window needs few."""
+def _read_rows(
+    path: Path, sample: SampleEntry, views: Sequence[str]
+) -> tuple[dict[str, bytes], tuple[dict[str, Rows], dict[str, Rows]]]:
+    """Read a sample on disk but for what was encoded, of which a window needs little: its latents and teacher features."""
     later: dict[str, tuple[int, int]] = {}
     try:
         with because("tar"), path.open("rb") as file:
@@ -345,9 +353,9 @@ def _read_rows(path: Path, sample: SampleEntry, views: Sequence[str]) -> tuple[d
     except OSError as error:
         raise SampleError(f"shard {str(path)!r} can't be read: {error.strerror or error}", "missing") from error
     with because("arrays"):
-        rows = {}
-        for view in views:
-            if place := later.get(f"latents.{view}.npy"):
-                what = f"shard {str(path)!r}, sample {sample.key!r}: latents.{view}.npy"
-                rows[view] = Rows(path, sample.offset + place[0], place[1], what)
-    return members, rows
+        rows: dict[str, dict[str, Rows]] = {kind: {} for kind in _ENCODED}
+        for name, view in ((f"{kind}.{view}.npy", view) for kind in _ENCODED for view in views):
+            if place := later.get(name):
+                what = f"shard {str(path)!r}, sample {sample.key!r}: {name}"
+                rows[name.partition(".")[0]][view] = Rows(path, sample.offset + place[0], place[1], what)
+    return members, (rows["latents"], rows["teacher"])

@@ -17,10 +17,10 @@ from wam_video.errors import DataError
 SCHEMA_VERSION = 1
 """Of the shards, the manifest and the statistics; a reader refuses newer ones."""
 
-MEMBER_SUFFIXES = ("mp4", "actions.npy", "state.npy", "reward.npy", "latents", "source", "text.npy", "json")
+MEMBER_SUFFIXES = ("mp4", "actions.npy", "state.npy", "reward.npy", "latents", "teacher", "source", "text.npy", "json")
 """The only kinds of member that a shard may hold; nothing else is ever decoded.
 
-`data encode` writes `latents.<view>.npy`, which the loader reads in place of pixels; `latent-actions label` keeps the
+`data encode` writes `latents.<view>.npy`, which the loader reads in place of pixels, and `teacher.<view>.npy` beside them; `latent-actions label` keeps the
 recording's arrays as `source.actions.npy` and so on, which only probes read. `text.npy` is reserved for encoded
 prompts: a shard may carry it, and nothing reads it yet, so its bytes are neither parsed nor checked (`data verify` compares
 the whole shard's hash).
@@ -60,6 +60,14 @@ class EmbodimentSpec:
     """SI units or `normalised`, `unknown`; one a dimension or empty."""
     state_names: tuple[str, ...] = ()
     description: str = ""
+    action_kinds: tuple[str, ...] = ()
+    """`absolute` (where to be), `delta` (by how much to move) or empty (not known), one a dimension."""
+    action_frames: tuple[str, ...] = ()
+    """What each dimension is measured in, e.g. `base` or `tool`; empty: not known."""
+    action_rotations: tuple[str, ...] = ()
+    """Name of `rotations.WIDTHS` for each dimension that is part of a rotation, empty for the others."""
+    state_units: tuple[str, ...] = ()
+    state_rotations: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_name("embodiment", self.name)
@@ -69,6 +77,11 @@ class EmbodimentSpec:
             ("action_names", self.action_names, self.action_dim),
             ("action_units", self.action_units, self.action_dim),
             ("state_names", self.state_names, self.state_dim),
+            ("action_kinds", self.action_kinds, self.action_dim),
+            ("action_frames", self.action_frames, self.action_dim),
+            ("action_rotations", self.action_rotations, self.action_dim),
+            ("state_units", self.state_units, self.state_dim),
+            ("state_rotations", self.state_rotations, self.state_dim),
         ):
             if names and len(names) != dim:
                 raise DataError(
@@ -117,3 +130,6 @@ class Episode:
     """Oddities that were met and survived, for the manifest, e.g. `last_action_without_frame`."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """JSON-able facts kept in the sample's json under `extra`."""
+    spans: tuple[tuple[float, float], ...] | None = None
+    """Seconds from and to of the parts to keep, rising and apart; each has clips of its own, so that no window crosses a cut.
+    None keeps all of it."""

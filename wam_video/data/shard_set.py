@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +11,7 @@ from jaxtyping import Int, UInt16
 from wam_video.data.latents import encoding_of
 from wam_video.data.manifest import Manifest, SampleEntry, load_manifest, verify_manifest
 from wam_video.data.reader import Clip, SampleError, because, load_clip
+from wam_video.data.rows import Rows
 from wam_video.data.schema import EmbodimentSpec
 from wam_video.data.store import StoreConfig, as_store
 from wam_video.data.video import resize
@@ -141,17 +142,28 @@ class ShardSet:
         Raises:
             SampleError: They can't be read.
         """
-        if not self.encoding:
-            return None
+        return self._cut_encoded(decoded.latents, clip, frame) if self.encoding else None
+
+    def cut_teacher(self, decoded: Clip, clip: int, frame: int) -> UInt16[np.ndarray, "v d t h w"] | None:
+        """Return the stored features of a teacher, likewise; None where there are none.
+
+        Raises:
+            SampleError: They can't be read.
+        """
+        return self._cut_encoded(decoded.teacher, clip, frame) if self.encoding and self.encoding.teacher else None
+
+    def _cut_encoded(
+        self, by_view: Mapping[str, UInt16[np.ndarray, "n c t h w"] | Rows], clip: int, frame: int
+    ) -> UInt16[np.ndarray, "v c t h w"]:
         row = int(np.searchsorted(self._encoded(clip), frame))
         views = self.spec(clip).views[: self.window.max_views]
-        shape = next(iter(decoded.latents.values())).shape[1:]
-        latents = np.zeros((self.window.max_views, *shape), np.uint16)
+        shape = next(iter(by_view.values())).shape[1:]
+        found = np.zeros((self.window.max_views, *shape), np.uint16)
         for place, view in enumerate(views):
-            if view in decoded.latents:
+            if view in by_view:
                 with because("arrays"):
-                    latents[place] = decoded.latents[view][row]
-        return latents
+                    found[place] = by_view[view][row]
+        return found
 
     @property
     def shows_all_actions(self) -> bool:
@@ -229,12 +241,17 @@ class ShardSet:
         return replace(decoded, video=video)
 
     def _check_latents(self, shard: str, sample: SampleEntry, clip: Clip, windows: int) -> None:
-        for view, latents in clip.latents.items() if self.encoding else ():
-            if len(latents) != windows:
-                raise DataError(
-                    f"shard {self.store.where(shard)!r}, sample {sample.key!r}: latents of view {view!r} are of {len(latents)} "
-                    f"windows, the manifest has {windows}; encode the dataset again"
-                )
+        at = f"shard {self.store.where(shard)!r}, sample {sample.key!r}"
+        taught = bool(self.encoding and self.encoding.teacher)
+        if taught and clip.teacher.keys() != clip.latents.keys():
+            raise DataError(f"{at}: it has no teacher features of a view; encode the dataset again")
+        for kind, by_view in (("latents", clip.latents), ("teacher features", clip.teacher)) if self.encoding else ():
+            for view, rows in by_view.items():
+                if len(rows) != windows:
+                    raise DataError(
+                        f"{at}: {kind} of view {view!r} are of {len(rows)} windows, the manifest has {windows}; "
+                        "encode the dataset again"
+                    )
 
     def _check(self, shard: str, sample: SampleEntry, clip: Clip) -> None:
         """Refuse a sample that contradicts the manifest, from which its windows were counted."""

@@ -7,6 +7,7 @@ of training only; it reads the network through a hook that lives as long as one 
 
 import difflib
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -121,6 +122,11 @@ class TeacherEncoder:
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+    def feature_hash(self) -> str:
+        """Return a hash of all that its features depend on: the weights, and the size and statistics of what it sees."""
+        facts = [self.fingerprint(), self._size, self._grid, self._mean.tolist(), self._std.tolist()]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     @torch.no_grad()
     def __call__(self, frames: UInt8[Tensor, "n 3 h w"], grid: tuple[int, int]) -> Float[Tensor, "n gh gw d"]:

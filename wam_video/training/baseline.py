@@ -57,9 +57,7 @@ class Assembly:
     prediction_kinds: tuple[PredictionType, PredictionType]
 
 
-def assemble(
-    config: TrainConfig, embodiments: Mapping[str, EmbodimentSpec], processor: WAMProcessor, device: torch.device
-) -> Assembly:
+def assemble(config: TrainConfig, embodiments: Mapping[str, EmbodimentSpec], processor: WAMProcessor) -> Assembly:
     """Build what `config.network` names.
 
     Raises:
@@ -77,7 +75,7 @@ def assemble(
             prediction_kinds=("velocity", "velocity"),
         )
     parts = build_parts(config, embodiments, processor)
-    teacher, head = Teacher.build(config, parts, device)
+    teacher, head = Teacher.build(config, parts)
     return Assembly(
         parts=parts,
         module=TrainingModule(parts, train_text=config.text.train, head=head),

@@ -32,11 +32,11 @@ class Feed(Protocol):
 
 
 class ShardFeed:
-    """A `WindowDataset` as a feed."""
+    """A `WindowDataset` as a feed; `with_teacher`: with the stored features of a teacher, where there are some."""
 
-    def __init__(self, config: DataConfig, seed: int) -> None:
+    def __init__(self, config: DataConfig, seed: int, *, with_teacher: bool = False) -> None:
         self._config = config
-        self._dataset = WindowDataset(config, seed)
+        self._dataset = WindowDataset(config, seed, with_teacher=with_teacher)
 
     @property
     def embodiments(self) -> Mapping[str, EmbodimentSpec]:

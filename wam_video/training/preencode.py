@@ -37,6 +37,7 @@ from wam_video.log import get_logger, progress
 from wam_video.models.fingerprint import codec_hash
 from wam_video.models.video_codec import Codec, encode
 from wam_video.tensors import to_unit_range
+from wam_video.training.teacher import FrameTeacher
 
 _LOG = get_logger(__name__)
 _PLAN = "encode.json"
@@ -70,13 +71,16 @@ class EncodeConfig:
 class Encoder:
     """Encode a folder of shards, shard by shard."""
 
-    def __init__(self, source: str, output: Path, codec: Codec, config: EncodeConfig) -> None:
-        """Prepare; `<output>.partial` is made, or taken up where it was left.
+    def __init__(
+        self, source: str, output: Path, codec: Codec, config: EncodeConfig, *, teacher: FrameTeacher | None = None
+    ) -> None:
+        """Prepare; `<output>.partial` is made, or taken up where it was left. With a teacher, its features are stored too.
 
         Raises:
             DataError: The source can't be read, `output` exists, or the partial folder is of other inputs.
         """
         self._source, self._output, self._codec, self._config = as_store(source, config.store), output, codec, config
+        self._teacher = teacher
         self._partial = output.with_name(output.name + ".partial")
         self._manifest = load_manifest(self._source)
         self._sets = _open_splits(source, self._manifest, config)
@@ -88,6 +92,7 @@ class Encoder:
             window,
             every=config.every,
             keep_video=config.keep_video,
+            teacher=None if teacher is None else teacher.about,
         )
         if output.exists():
             raise DataError(f"output {str(output)!r} exists already; remove it or choose another folder")
@@ -160,25 +165,34 @@ class Encoder:
         kept = read_sample(self._source, shard, sample)
         views = [view for view in shards.spec(number).views[: shards.window.max_views] if view in clip.video]
         members = {name: data for name, data in kept.items() if self._config.keep_video or not name.endswith(".mp4")}
+        kinds = ("latents",) if self._teacher is None else ("latents", "teacher")
         if not len(frames):  # too short for any window: it stays, for the statistics are of it, too
-            return members | {f"latents.{view}.npy": to_npy(torch.zeros(0, 0, 0, 0, 0)) for view in views}
-        latents = [
+            return members | {
+                f"{kind}.{view}.npy": to_npy(torch.zeros(0, 0, 0, 0, 0)) for kind in kinds for view in views
+            }
+        parts = [
             self._encode_windows(clip, chunk.tolist(), shards, views)
             for chunk in np.split(frames, range(self._config.batch_size, len(frames), self._config.batch_size))
         ]
-        for place, view in enumerate(views):
-            members[f"latents.{view}.npy"] = to_npy(torch.cat([rows[:, place] for rows in latents]))
+        for kind, found in zip(kinds, zip(*parts, strict=True), strict=True):
+            for place, view in enumerate(views):
+                members[f"{kind}.{view}.npy"] = to_npy(torch.cat([rows[:, place] for rows in found]))
         return members
 
     @torch.no_grad()
     def _encode_windows(
         self, clip: Clip, frames: Sequence[int], shards: ShardSet, views: Sequence[str]
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, ...]:
+        """Return the latents of windows and, with a teacher, its features of them."""
         config = replace(shards.window, max_views=len(views))
-        video = np.stack([cut_window(clip, frame, config, views).video for frame in frames])
-        pixels = rearrange(torch.from_numpy(video), "b v f h w c -> b v c f h w")
+        windows = [cut_window(clip, frame, config, views) for frame in frames]
+        pixels = rearrange(torch.from_numpy(np.stack([w.video for w in windows])), "b v f h w c -> b v c f h w")
         device = next((p.device for p in self._codec.parameters()), torch.device("cpu"))
-        return encode(self._codec, to_unit_range(pixels.to(device))).cpu()
+        latents = encode(self._codec, to_unit_range(pixels.to(device))).cpu()
+        if self._teacher is None:
+            return (latents,)
+        mask = torch.from_numpy(np.stack([w.frame_mask for w in windows]))
+        return latents, self._teacher.of_windows(pixels, mask).cpu()
 
     def _finish(self) -> Manifest | None:
         """Write the manifest and put the folder in its place, once, when no shard is missing."""

@@ -77,7 +77,7 @@ class Trainer:
         self._started = time.perf_counter()
         self._validation: list[Batch] | None = None
         processor = feed.processor(config.normalization)
-        assembly = assemble(config, feed.embodiments, processor, engine.device)
+        assembly = assemble(config, feed.embodiments, processor)
         self.parts: Parts = assembly.parts
         self.teacher, module = assembly.teacher, assembly.module.train()
         self.parts.text_encoder.eval()  # trained or not: dropout would tie a step's bits to the global random state

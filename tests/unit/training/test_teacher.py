@@ -62,7 +62,7 @@ def test_the_gradient_reaches_trunk_and_projector_and_nothing_above(tmp_path: Pa
     assert {"head.projector.0.weight", "head.projector.4.bias", "transformer.patch_embedding.weight"} <= moved
     assert "transformer.blocks.0.ffn.net.2.weight" in moved
     assert not any(name.startswith(("transformer.blocks.1", "transformer.proj_out")) for name in moved)
-    assert not any(p.requires_grad or p.grad is not None for p in trainer.teacher._encoder._model.parameters())
+    assert not any(p.requires_grad or p.grad is not None for p in trainer.teacher._frames.encoder._model.parameters())
     assert not module.transformer.blocks[0]._forward_hooks
 
 
@@ -87,7 +87,7 @@ def test_frame_i_is_taught_its_own_features_or_those_of_the_next(tmp_path: Path,
         taught = min(frames, 4 - shift)
         assert lesson.features.shape == (3, 1, taught, 2, 2, 8) and lesson.mask.shape == (3, 1, taught)
         for row, frame in itertools.product(range(3), range(taught)):
-            own = trainer.teacher._encoder(batch.video[row, 0, :, frame + shift][None], (2, 2))[0]
+            own = trainer.teacher._frames.encoder(batch.video[row, 0, :, frame + shift][None], (2, 2))[0]
             if lesson.mask[row, 0, frame]:
                 torch.testing.assert_close(lesson.features[row, 0, frame], own)
         assert lesson.count == lesson.mask.sum() * 4 > 0
