@@ -166,15 +166,21 @@ def _leave_if_lost(error: Exception, rank: int, step: int) -> None:
 
 def _open_output(config: "TrainConfig", trainer: "Trainer") -> "list[Tracker]":
     """Make the folder of the run and what is written into it beside checkpoints, on the main process."""
+    from wam_video.training.durable import write_text
     from wam_video.training.metrics import open_trackers
 
     if config.eval_every:
         trainer.validation_batches()  # a missing split is told before hours of training
     if not trainer.engine.is_main:
         return []
-    trainer.output.mkdir(parents=True, exist_ok=True)
-    (trainer.output / "config.yaml").write_text(to_yaml(config))
-    return open_trackers(config.trackers, trainer.output, {"config": to_yaml(config)}, trainer.start_step)
+    try:
+        trainer.output.mkdir(parents=True, exist_ok=True)
+        write_text(trainer.output / "config.yaml", to_yaml(config))
+        return open_trackers(config.trackers, trainer.output, {"config": to_yaml(config)}, trainer.start_step)
+    except OSError as error:
+        raise ConfigError(
+            f"output_dir {config.output_dir!r} can't be written ({error.strerror or error}); make room or give another one"
+        ) from error
 
 
 def _callbacks(config: "TrainConfig", trackers: "list[Tracker]", *, watch: bool) -> "list[Callback]":

@@ -6,14 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
-from wam_video.errors import WamError
+from wam_video.errors import WamError, first_line
 from wam_video.log import get_logger
-from wam_video.training.build import Exporter
+from wam_video.training.build import Exporter, Parts
 from wam_video.training.checkpoint import replace_folder
 from wam_video.training.interval import Interval
 from wam_video.training.metrics import Tracker
 from wam_video.training.run import Run, StepResult
+from wam_video.training.saving import SavingFailedError
 from wam_video.training.validate import validation_losses
 
 _LOG = get_logger(__name__)
@@ -122,23 +124,41 @@ class ExportCallback:
     def on_step(self, run: Run, result: StepResult) -> None:
         """Export at every `every`-th step (0: never)."""
         if self._every and result.step % self._every == 0:
-            self._export(run)
+            self._export(run)  # a failure is told, and the next time may go well
 
     def on_end(self, run: Run) -> None:
-        """Export what the run ended with."""
-        if not run.interrupted:
-            self._export(run)
+        """Export what the run ended with.
 
-    def _export(self, run: Run) -> None:
+        Raises:
+            SavingFailedError: The disk does not take it.
+        """
+        if not run.interrupted and not self._export(run):
+            raise SavingFailedError(
+                f"the model was not exported to {str(self._folder)!r} (the main process tells why), but the run is done and in its last "
+                "checkpoint; make room and start the same command again"
+            )
+
+    def _export(self, run: Run) -> bool:
+        """Export on the main process; return, on all, whether that went well."""
+        failed = 0
         with run.whole.filled(run.engine, run.ema) as parts:
             if parts is not None:
-                temporary = self._folder.with_name(self._folder.name + ".tmp")
-                shutil.rmtree(temporary, ignore_errors=True)
-                with torch.no_grad():
-                    self._exporter(temporary, parts, run.config)
-                replace_folder(temporary, self._folder)
-                _LOG.info("exported %s", self._folder)
-        run.engine.wait()
+                failed = int(not self._write(parts, run))
+        return not int(run.engine.sum(torch.tensor([failed], device=run.engine.device)).item())
+
+    @torch.no_grad()
+    def _write(self, parts: Parts, run: Run) -> bool:
+        temporary = self._folder.with_name(self._folder.name + ".tmp")
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            self._exporter(temporary, parts, run.config)
+            replace_folder(temporary, self._folder)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            _LOG.error("ALARM: step %d was not exported to %s: %s", run.progress.step, self._folder, first_line(error))
+            return False
+        _LOG.info("exported %s", self._folder)
+        return True
 
 
 class TrackerCallback:

@@ -14,6 +14,7 @@ from wam_video.errors import ConfigError, MissingDependencyError
 from wam_video.flow.loss import LossTerms
 from wam_video.log import get_logger
 from wam_video.models.teacher import AlignmentTerms
+from wam_video.training.durable import write_text
 from wam_video.training.sample import TrainingSample
 
 _LOG = get_logger(__name__)
@@ -169,9 +170,11 @@ def open_trackers(names: list[str], folder: Path, config: Mapping[str, Any], fro
 
 
 def drop_later(path: Path, step: int) -> None:
-    """Keep of a file of JSON lines those up to a step; a file that is not there is made."""
-    lines = path.read_text().splitlines() if path.is_file() else []
-    path.write_text("".join(f"{line}\n" for line in lines if _step_of(line) <= step))
+    """Keep of a file of JSON lines those up to a step, all of them or as it was; a file that is not there is made."""
+    before = path.read_text() if path.is_file() else None
+    text = "".join(f"{line}\n" for line in (before or "").splitlines() if _step_of(line) <= step)
+    if text != before:
+        write_text(path, text)
 
 
 def _step_of(line: str) -> int:

@@ -123,10 +123,15 @@ class Encoder:
             "encoding": self._encoding.to_option(),
             "batch_size": self._config.batch_size,
         }
-        self._partial.mkdir(parents=True, exist_ok=True)
         path = self._partial / _PLAN
-        if not path.is_file():
-            _write_json(path, facts)
+        try:
+            self._partial.mkdir(parents=True, exist_ok=True)
+            if not path.is_file():
+                _write_json(path, facts)
+        except OSError as error:
+            raise DataError(
+                f"can't write to {str(self._partial)!r}: {error.strerror or error}; make room, or give another output"
+            ) from error
         if json.loads(path.read_text()) != json.loads(json.dumps(facts)):
             raise DataError(
                 f"{str(self._partial)!r} was begun with another source, codec, window or options; remove it to begin again"

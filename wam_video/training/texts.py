@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -19,8 +20,9 @@ from wam_video.data.manifest import load_manifest
 from wam_video.data.reader import read_sample, sample_info
 from wam_video.data.settings import DataConfig
 from wam_video.data.store import Store, as_store
-from wam_video.errors import DataError
+from wam_video.errors import DataError, first_line
 from wam_video.models.text import encode_text
+from wam_video.training.durable import write_tensors
 
 NAME = "texts.safetensors"
 _ENCODER = "__encoder__"
@@ -53,15 +55,25 @@ def prompts_of(folder: str | Path | Store) -> list[str]:
 def write_texts(
     folder: Path, prompts: Iterable[str], tokenizer: PreTrainedTokenizerBase, encoder: PreTrainedModel
 ) -> int:
-    """Encode prompts, each by itself, into the folder's file; return how many there are."""
+    """Encode prompts, each by itself, into the folder's file; return how many there are.
+
+    Raises:
+        DataError: It can't be written.
+    """
     tensors = {_ENCODER: torch.tensor(list(text_hash(tokenizer, encoder).encode()), dtype=torch.uint8)}
     for prompt in prompts:
         row = encode_text(tokenizer, encoder, [prompt])[0].cpu()
         used = int(row.any(dim=-1).nonzero().max()) + 1 if row.any() else 0
         tensors[_key(prompt)] = row[:used].contiguous()
     unfinished = folder / f"{NAME}.tmp"
-    save_file(tensors, unfinished)
-    unfinished.replace(folder / NAME)
+    try:
+        write_tensors(unfinished, tensors)
+        unfinished.replace(folder / NAME)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise DataError(
+            f"can't write to {str(folder)!r}: {error.strerror or error}; make room or give it write permission, and start again"
+        ) from error
     return len(tensors) - 1
 
 
@@ -78,7 +90,7 @@ class StoredTexts:
         """Read the files of all datasets; None where none of them has one.
 
         Raises:
-            DataError: One is of another encoder.
+            DataError: One is of another encoder, or broken.
         """
         rows: dict[str, Tensor] = {}
         wanted = ""
@@ -86,10 +98,15 @@ class StoredTexts:
             store = as_store(dataset.path, config.store)
             try:
                 tensors = load(store.read(NAME))
+                held = bytes(tensors.pop(_ENCODER).tolist()).decode()
             except (FileNotFoundError, PermissionError):  # how some stores say that it is not there
                 continue
+            except (SafetensorError, KeyError, UnicodeDecodeError, ValueError) as error:
+                raise DataError(
+                    f"dataset {name!r}: {store.where(NAME)!r} is broken ({first_line(error)}); encode the prompts again (wam-video data "
+                    "encode --texts), copy it again, or remove the file"
+                ) from error
             wanted = wanted or text_hash(tokenizer, encoder)
-            held = bytes(tensors.pop(_ENCODER).tolist()).decode()
             if held != wanted:
                 raise DataError(
                     f"dataset {name!r}: {store.where(NAME)!r} is of the text encoder {held[:12]}, the run has {wanted[:12]}; "

@@ -9,7 +9,7 @@ import torch
 
 from wam_video.errors import ConfigError
 from wam_video.flow.loss import LossTerms
-from wam_video.training.metrics import HostedRun, JsonLines, open_trackers, region_means, region_sums
+from wam_video.training.metrics import HostedRun, JsonLines, drop_later, open_trackers, region_means, region_sums
 
 
 def test_errors_are_averaged_within_each_region_of_the_square() -> None:
@@ -36,6 +36,19 @@ def test_lines_of_steps_that_are_done_again_are_dropped(tmp_path: Path) -> None:
     tracker.log({"a": 5.0}, 2)
     tracker.close()
     assert [json.loads(line) for line in path.read_text().splitlines()] == [{"step": 1, "a": 1}, {"step": 2, "a": 5.0}]
+
+
+def test_lines_are_dropped_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = '{"step": 1, "a": 1}\n{"step": 2, "a": 2}\n'
+    path.write_text(lines)
+    before = path.stat()
+    drop_later(path, 2)
+    assert path.stat().st_ino == before.st_ino, "nothing to drop, nothing to write"
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("gone")))
+    with pytest.raises(OSError, match="gone"):
+        drop_later(path, 1)
+    assert path.read_text() == lines
 
 
 def test_tensorboard_gets_the_scalars(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests.unit.data.conftest import toy_episode, write_shards
 from tests.unit.training.fakes import differing, tiny_config, tiny_trainer, weights
@@ -64,3 +65,30 @@ def test_a_run_from_stored_prompts_is_the_run_that_encodes_them_and_never_asks_t
     assert (shards / NAME).is_file()
     monkeypatch.setattr(sample, "encode_text", lambda *_: pytest.fail("the encoder was asked"))
     assert not differing(plain, run("stored"))
+
+
+@pytest.mark.parametrize("kept", [5, 200])
+def test_a_file_that_is_cut_short_or_not_ours_is_named(shards, kept):
+    write_texts(shards, ["", "push it"], *build_byte_t5(**PARTS))
+    whole = (shards / NAME).read_bytes()
+    (shards / NAME).write_bytes(whole[:kept])
+    with pytest.raises(DataError, match=r"dataset 'a': .*texts.safetensors' is broken .* or remove the file"):
+        StoredTexts.open(data(shards), *build_byte_t5(**PARTS))
+    save_file({"foreign": torch.zeros(1)}, shards / NAME)
+    with pytest.raises(DataError, match=r"is broken \('__encoder__'\)"):
+        StoredTexts.open(data(shards), *build_byte_t5(**PARTS))
+
+
+def test_a_disk_that_does_not_take_the_file_is_told_and_the_one_before_stays(shards, monkeypatch):
+    parts = build_byte_t5(**PARTS)
+    write_texts(shards, [""], *parts)
+    before = (shards / NAME).read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(DataError, match="No space left on device; make room"):
+        write_texts(shards, ["", "push it"], *parts)
+    assert (shards / NAME).read_bytes() == before
+    assert not list(shards.glob("*.tmp"))

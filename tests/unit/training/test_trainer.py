@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from tests.unit.training.fakes import FakeFeed, differing, tiny_config, tiny_trainer, weights
 from wam_video.data.stream import DataWorkerError
@@ -20,6 +21,7 @@ from wam_video.training.config import OptimConfig, TextConfig, TrainConfig
 from wam_video.training.engines import EngineConfig, Launch, start_engine
 from wam_video.training.health import TrainingFailedError
 from wam_video.training.metrics import JsonLines
+from wam_video.training.saving import SavingFailedError
 
 LOSSES = {
     "density": DensityConfig(edges={"forward": 0.2}, absent_video=0.3),
@@ -183,3 +185,30 @@ def test_a_run_without_more_data_saves_where_it_is_and_goes_on_from_there(tmp_pa
     whole = tiny_trainer(tiny_config(tmp_path / "whole"))
     whole.run([])
     assert not differing(weights(whole), weights(again))
+
+
+def test_a_model_that_the_disk_does_not_take_is_an_alarm_on_the_way_and_a_failure_at_the_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    full = {"now": True}
+
+    def export(folder: Path, parts: Parts, config: TrainConfig) -> None:
+        folder.mkdir(parents=True)
+        (folder / "half").touch()
+        if full["now"]:
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)\nmore")
+
+    def run() -> None:
+        callbacks = [hooks.CheckpointCallback(2), hooks.ExportCallback(export, tmp_path / "model", 2)]
+        tiny_trainer(tiny_config(tmp_path)).run(callbacks)
+
+    logging.getLogger("wam_video").propagate = True
+    with pytest.raises(SavingFailedError, match=r"was not exported to .* start the same command again"):
+        run()
+    told = [record.message for record in caplog.records if "ALARM" in record.message]
+    assert [text.split(" was not")[0] for text in told] == ["ALARM: step 2", "ALARM: step 4", "ALARM: step 4"]
+    assert "No space left on device" in told[0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints"]
+    full["now"] = False
+    run()
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["half"]
