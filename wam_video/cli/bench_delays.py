@@ -83,6 +83,7 @@ def bench_delays(args: argparse.Namespace) -> dict[str, Any]:
         loop=LoopConfig(rows=args.rows, max_steps=args.max_steps, seed=args.seed),
         options=ModelOptions(num_inference_steps=args.steps, policy_path=args.path, device=device),
     )
+    made_by = provenance(args.command, device)  # of the code that is loaded now, whatever is committed meanwhile
     pipe = WAMPipeline.from_pretrained(args.model).to(device)
     window = pipe.processor.window
     size = (window.height, window.width) if window.height and window.width else args.size and parse_size(args.size)
@@ -98,7 +99,7 @@ def bench_delays(args: argparse.Namespace) -> dict[str, Any]:
     finally:
         for world in worlds:
             world.close()
-    figures = {**provenance(args.command, device), "model": args.model, "env": args.env, **found}
+    figures = {**made_by, "model": args.model, "env": args.env, **found}
     if args.page is not None:
         write(figures, args.page)
     return figures

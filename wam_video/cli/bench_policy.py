@@ -106,10 +106,11 @@ def bench_policy(args: argparse.Namespace) -> dict[str, Any]:
         )
     pipe = _open(args).to(device, _dtype(args.dtype))
     pipe.set_progress_bar_config(disable=True)
+    made_by = _facts(args, str(device))  # of the code that is loaded now, whatever is committed meanwhile
     facts, errors = _errors(pipe, config, args)  # first: what is wrong with the data is told before the timing
     progress = show_progress("decision")
     found = measure(pipe, config, lambda done, total: progress("bench policy", done, total))
-    figures = {**_facts(args, str(device)), **facts, **summary(pipe, config, found, peak)}
+    figures = {**made_by, **facts, **summary(pipe, config, found, peak)}
     for way in figures["variants"] if errors else ():
         way["error"] = errors[way["name"]]
     if args.page is not None:

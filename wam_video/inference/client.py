@@ -54,8 +54,9 @@ class Client:
 
         Args:
             observation: Cameras uint8 `[f] h w 3`, state, `prompt`, and `executed` if not all of the last chunk was carried
-                out: how many actions, or these actions `k da`; and `committed`, how many of that answer after these will be
-                while this one is made (`inference.real_time`). The caller's map stays as it is.
+                out: how many actions, or these actions `k da`; and `committed`, what will be carried out after these while this
+                one is made: so many of that answer, or these actions `d da` (`inference.real_time`). The caller's map stays as
+                it is.
 
         Raises:
             DataError: The server refuses the request; the message is its own.
