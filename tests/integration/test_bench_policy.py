@@ -44,6 +44,7 @@ def test_a_checkpoint_is_measured_and_drawn(model: dict[str, Any], tmp_path: Pat
         assert (way["parts_ms"]["prefill"] > 0) is bool(model)
         assert way["latency_ms"]["p50"] <= way["latency_ms"]["p95"] <= way["latency_ms"]["p99"]
     assert slow["ratio"]["median"] == 1.0 and fast["ratio"]["median"] < 1.0
+    assert slow["cpu_ratio"]["median"] == 1.0 and 0 < fast["cpu_ms"] < slow["cpu_ms"]
     assert (slow["calls"], fast["calls"], reused["calls"], reused["steps_of_path"]) == (4, 1, 5, 8)
     assert slow["flops"] > 2 * fast["flops"] and 0 < slow["share_of_roofline"] < 1
     assert shown["parts_ms"]["decode"] > 0 and slow["parts_ms"]["decode"] == 0

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
@@ -109,6 +109,8 @@ class Timed:
     """One decision."""
 
     total: float
+    cpu: float
+    """Processor seconds of this process: what other programs on the machine do not change."""
     parts: dict[str, float]
     calls: int
 
@@ -164,11 +166,11 @@ class _Robot:
         with ExitStack() as stack:
             for owner, method, part in _calls(pipe):
                 stack.enter_context(watch.watch(owner, method, part))
-            began = watch.now()
+            began, cpu = watch.now(), process_time()
             calls = self._naively() if self._naive is not None else self._decided(video, state, turn)
-            total = watch.now() - began
+            total, cpu = watch.now() - began, process_time() - cpu
         parts = {part: watch.seconds[part] for part in PARTS[:-1]}
-        return Timed(total=total, parts={**parts, "rest": total - sum(parts.values())}, calls=calls)
+        return Timed(total=total, cpu=cpu, parts={**parts, "rest": total - sum(parts.values())}, calls=calls)
 
     def _decided(self, video: np.ndarray, state: np.ndarray | None, turn: int) -> int:
         variant, config = self._variant, self._config
@@ -221,7 +223,7 @@ def summary(pipe: WAMPipeline, config: PolicyBenchConfig, found: dict[str, list[
     Raises:
         ConfigError: There is no such device.
     """
-    first = [timed.total for timed in found[config.variants[0].name]]
+    first = found[config.variants[0].name]
     on_paper = [_on_paper(pipe, config, variant, found[variant.name], peak) for variant in config.variants]
     return {
         "network": {
@@ -237,7 +239,8 @@ def summary(pipe: WAMPipeline, config: PolicyBenchConfig, found: dict[str, list[
                 **_latencies(found[variant.name]),
                 **paper,
                 "fewer_flops": round(on_paper[0]["flops"] / paper["flops"], 3),
-                "ratio": _ratios([timed.total for timed in found[variant.name]], first),
+                "ratio": _ratios([t.total for t in found[variant.name]], [t.total for t in first]),
+                "cpu_ratio": _ratios([t.cpu for t in found[variant.name]], [t.cpu for t in first]),
             }
             for variant, paper in zip(config.variants, on_paper, strict=True)
         ],
@@ -251,6 +254,7 @@ def _latencies(timings: Sequence[Timed]) -> dict[str, Any]:
     parts = {part: round(1000 * float(np.median([t.parts[part] for t in timings])), 3) for part in PARTS}
     return {
         "latency_ms": {"p50": p50, "p95": p95, "p99": p99},
+        "cpu_ms": round(1000 * float(np.median([t.cpu for t in timings])), 3),
         "hz": round(1000 / p50, 3),
         "parts_ms": parts,
         "calls": float(np.mean([t.calls for t in timings])),
