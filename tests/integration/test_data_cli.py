@@ -290,3 +290,29 @@ def test_real_recordings_convert_and_verify(
     assert not manifest.skipped
     assert call("verify", tmp_path / "out") == 0
     assert "nothing is wrong" in capsys.readouterr().out
+
+
+def test_a_robots_file_decides_what_the_shards_hold(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    robot = tmp_path / "robot.yaml"
+    robot.write_text(
+        "{name: cloth_arm, views: {wrist: wrist_left}, actions: [{name: lift, take: ['1'], kind: absolute, unit: m, "
+        "recorded_unit: mm}]}"
+    )
+    assert convert(dataset, tmp_path / "out", "--embodiment", robot) == 0
+    spec = load_manifest(tmp_path / "out").embodiments["cloth_arm"]
+    assert (spec.action_names, spec.action_units, spec.action_kinds) == (("lift",), ("m",), ("absolute",))
+    assert spec.views == ("wrist",)
+    assert load_manifest(tmp_path / "out").options["options"]["body"]["name"] == "cloth_arm"
+    assert call("verify", tmp_path / "out", "--no-checks") == 0
+    assert convert(dataset, tmp_path / "dry", "--embodiment", robot, "--dry-run") == 0
+    assert "cloth_arm: actions 1" in capsys.readouterr().out
+    robot.write_text("{name: cloth_arm, views: {wrist: wrist_lift}}")
+    assert convert(dataset, tmp_path / "not", "--embodiment", robot) == 2
+    assert "allowed" in error_line(capsys)
+    assert convert(dataset, tmp_path / "not", "--embodiment", tmp_path / "none.yaml") == 2
+    assert "does not exist" in error_line(capsys)
+    assert convert(dataset, tmp_path / "not", "--drop-idle", -1) == 2
+    assert "drop_idle is -1" in error_line(capsys)
+    assert not (tmp_path / "not").exists()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from wam_video.cli.command import DONE, run
 from wam_video.cli.data_encode import add_encode
 from wam_video.cli.data_export import add_export
+from wam_video.cli.data_refine import add_refining, refining_of
 from wam_video.cli.data_tasks import add_status, add_tasks, convert_by_tasks
 from wam_video.cli.data_verify import add_verify
 from wam_video.cli.options import check_page, parse_options, parse_size
@@ -16,6 +17,7 @@ from wam_video.errors import ConfigError
 from wam_video.log import setup_logging
 
 if TYPE_CHECKING:
+    from wam_video.data.refine import RefineConfig
     from wam_video.data.sources import Source
 
 _CONVERT_EXAMPLE = """\
@@ -23,6 +25,8 @@ examples:
   wam-video data convert my_lerobot_dataset --output shards/mine --size 128x128
   wam-video data convert clips/ --format video --output shards/clips --fps 10 --workers 4
   wam-video data convert my_lerobot_dataset --output shards/mine --dry-run
+  wam-video data convert bridge --output shards/bridge --embodiment data_pipelines/embodiments/widowx.yaml --drop-idle 1
+  wam-video data convert films/ --format video --output shards/films --split-scenes --drop-duplicates
   wam-video data convert /data/droid --output /data/shards/droid --executor local --workers 16
   wam-video data convert /data/droid --output /data/shards/droid --executor slurm --workers 200 \\
     --executor-option partition=cpu --executor-option time=12:00:00"""
@@ -87,7 +91,7 @@ def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     sub.add_argument("--fit", default="pad", help="another aspect ratio: pad, crop or stretch (default pad)")
     sub.add_argument("--fps", type=float, metavar="F", help="stored frames per second (default: as recorded)")
     sub.add_argument("--views", metavar="A,B", help="cameras to keep, in this order (default all)")
-    sub.add_argument("--embodiment", metavar="NAME", help="name of the body (default: the dataset's own)")
+    add_refining(sub)
     sub.add_argument("--licence", metavar="TEXT", help="terms of the recordings (default: the dataset's own)")
     sub.add_argument(
         "--option", action="append", default=[], metavar="KEY=VALUE", help="of the source; see its README; repeatable"
@@ -140,11 +144,12 @@ def _add_output(sub: argparse.ArgumentParser) -> None:
 def _convert(arguments: argparse.Namespace) -> int:
     from wam_video.data.sources import open_source
 
-    options = {"views": arguments.views, "embodiment": arguments.embodiment, **parse_options(arguments.option)}
+    name, refining = refining_of(arguments)
+    options = {"views": arguments.views, "embodiment": name, **parse_options(arguments.option)}
     given = {key: value for key, value in options.items() if value is not None}
     source = open_source(arguments.source, arguments.format, **given)
     # not the whole path: shards must not depend on where the dataset lay
-    return _write(arguments, source, Path(arguments.source).name, given)
+    return _write(arguments, source, Path(arguments.source).name, given, refining)
 
 
 def _collect(arguments: argparse.Namespace) -> int:
@@ -168,11 +173,18 @@ def _collect(arguments: argparse.Namespace) -> int:
     return _write(argparse.Namespace(**{**vars(arguments), **fixed}), source, arguments.env, given)
 
 
-def _write(arguments: argparse.Namespace, source: "Source", origin: str, options: Mapping[str, object]) -> int:
+def _write(
+    arguments: argparse.Namespace,
+    source: "Source",
+    origin: str,
+    options: Mapping[str, object],
+    refining: "RefineConfig | None" = None,
+) -> int:
     """Write a source's episodes as shards, or say what would be written."""
     from wam_video import __version__
     from wam_video.data.convert import convert, plan
     from wam_video.data.encode import WriterConfig
+    from wam_video.data.refine import NOTHING
     from wam_video.data.summary import plan_text, summary_text
 
     height, width = parse_size(arguments.size)
@@ -187,13 +199,14 @@ def _write(arguments: argparse.Namespace, source: "Source", origin: str, options
         licence=arguments.licence or source.licence or "unknown",
         source=origin,
         converter=f"wam-video {__version__} {source.name}",
-        options={"format": source.name, "limit": arguments.limit, **options},
+        options={"format": source.name, "limit": arguments.limit, **options, **(refining or NOTHING).to_options()},
     )
     if arguments.dry_run:
-        print(plan_text(plan(source, limit=arguments.limit), arguments.output, config))
+        found = plan(source, limit=arguments.limit, refining=refining or NOTHING)
+        print(plan_text(found, arguments.output, config))
         return DONE
     if getattr(arguments, "executor", None) is not None:
-        return convert_by_tasks(arguments, source, config, options)
+        return convert_by_tasks(arguments, source, config, options, refining or NOTHING)
     manifest = convert(
         source,
         arguments.output,
@@ -201,6 +214,7 @@ def _write(arguments: argparse.Namespace, source: "Source", origin: str, options
         workers=arguments.workers,
         limit=arguments.limit,
         overwrite=arguments.overwrite,
+        refining=refining or NOTHING,
     )
     print(summary_text(manifest, arguments.output))
     return DONE

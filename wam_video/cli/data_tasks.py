@@ -11,6 +11,7 @@ from wam_video.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from wam_video.data.encode import WriterConfig
+    from wam_video.data.refine import RefineConfig
     from wam_video.data.sources import Source
 
 
@@ -46,7 +47,11 @@ def add_status(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def convert_by_tasks(
-    arguments: argparse.Namespace, source: "Source", config: "WriterConfig", options: Mapping[str, object]
+    arguments: argparse.Namespace,
+    source: "Source",
+    config: "WriterConfig",
+    options: Mapping[str, object],
+    refining: "RefineConfig",
 ) -> int:
     """Convert in units here, or submit them; return the exit code."""
     from wam_video.data.convert import check_limit, check_replaceable
@@ -70,6 +75,7 @@ def convert_by_tasks(
         source=str(Path(arguments.source).resolve()),
         format=source.name,
         options=dict(options),
+        refining=refining.to_options(),
         writer=config,
         recordings=total if arguments.limit is None else min(total, arguments.limit),
         per_unit=arguments.unit,

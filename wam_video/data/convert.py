@@ -11,10 +11,13 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
-from wam_video.data.encode import EncodedEpisode, WriterConfig, encode_episode
+from wam_video.data.duplicates import Duplicates
+from wam_video.data.encode import EncodedEpisode, WriterConfig
 from wam_video.data.manifest import MANIFEST_NAME, Manifest, load_manifest
+from wam_video.data.refine import NOTHING, RefineConfig, refine
 from wam_video.data.schema import EmbodimentSpec, Episode
 from wam_video.data.sources import SkippedEpisode, Source
+from wam_video.data.spans import encode_spans
 from wam_video.data.video import keep_picture_memory
 from wam_video.data.writer import ShardWriter, output_taken
 from wam_video.errors import ConfigError, DataError
@@ -42,7 +45,7 @@ class Plan:
     skipped: tuple[SkippedEpisode, ...] = ()
 
 
-def plan(source: Source, *, limit: int | None = None) -> Plan:
+def plan(source: Source, *, limit: int | None = None, refining: RefineConfig = NOTHING) -> Plan:
     """Read the source's tables and headers and count what is there; see `Plan`.
 
     Raises:
@@ -55,7 +58,8 @@ def plan(source: Source, *, limit: int | None = None) -> Plan:
     prompts: set[str] = set()
     notes: Counter[str] = Counter()
     skipped = []
-    for item in _limited(source, limit):
+    for recording in _limited(source, limit):
+        item = refine(recording, refining, look=False)
         if isinstance(item, SkippedEpisode):
             skipped.append(item)
             continue
@@ -89,6 +93,7 @@ def convert(
     workers: int = 1,
     limit: int | None = None,
     overwrite: bool = False,
+    refining: RefineConfig = NOTHING,
 ) -> Manifest:
     """Write the episodes of `source` as shards with manifest and statistics; the folder appears whole or not at all.
 
@@ -99,6 +104,7 @@ def convert(
         workers: Processes that decode and encode; the bytes do not depend on their number.
         limit: Stop after so many recordings, skipped ones included.
         overwrite: Replace a folder of shards that is there already, once the new one is complete.
+        refining: What is done to the recordings, and which of them are kept.
 
     Returns:
         The manifest that was written. A recording that can't be used is under `skipped` there, with the reason.
@@ -116,15 +122,32 @@ def convert(
     with ShardWriter(target, config) as writer:
         items = _limited(source, limit)
         total = source.len_hint if limit is None else min(limit, source.len_hint or limit)
-        for result in progress(_encoded(items, config, workers), total=total, what="episodes"):
-            if isinstance(result, SkippedEpisode):
-                _log.warning("skipped %s: %s", result.episode_id, result.reason)
-                writer.skip(result.episode_id, result.reason)
-            else:
-                writer.add(with_notes(result, source.notes))
+        encoded = _encoded(items, config, refining, workers)
+        noted = (with_notes(item, source.notes) for item in encoded)
+        put_all(writer, progress(noted, total=total, what="episodes"), refining)
     if target is not output:
         put_in_place(target, output)
     return load_manifest(output)
+
+
+def put_all(
+    writer: ShardWriter, items: Iterable[EncodedEpisode | SkippedEpisode], refining: RefineConfig = NOTHING
+) -> None:
+    """Write encoded recordings in their order, but for near-duplicates if they are not wanted.
+
+    Raises:
+        DataError: As `ShardWriter.add` does.
+    """
+    seen = Duplicates() if refining.drop_duplicates else None
+    for item in items:
+        if isinstance(item, SkippedEpisode):
+            _log.warning("skipped %s: %s", item.episode_id, item.reason)
+            writer.skip(item.episode_id, item.reason)
+        elif seen is not None and (earlier := seen.earlier(item)) is not None:
+            writer.skip(item.episode_id, f"a near-duplicate of {earlier}")
+            writer.note("near_duplicates_left_out")
+        else:
+            writer.add(item)
 
 
 def check_limit(limit: int | None) -> None:
@@ -176,12 +199,12 @@ def _limited(source: Source, limit: int | None) -> Iterator[Episode | SkippedEpi
 
 
 def _encoded(
-    items: Iterable[Episode | SkippedEpisode], config: WriterConfig, workers: int
+    items: Iterable[Episode | SkippedEpisode], config: WriterConfig, refining: RefineConfig, workers: int
 ) -> Iterator[EncodedEpisode | SkippedEpisode]:
     """Yield the items encoded, in their order."""
     if workers == 1:
         for item in items:
-            yield encode_recording(item, config)
+            yield encode_recording(item, config, refining)
         return
     # spawned, not forked: decoders hold threads and locks that a fork would copy in a broken state
     context = multiprocessing.get_context("spawn")
@@ -189,7 +212,7 @@ def _encoded(
     waiting: deque[Future[EncodedEpisode | SkippedEpisode]] = deque()
     try:
         for item in items:
-            waiting.append(pool.submit(encode_recording, item, config))
+            waiting.append(pool.submit(encode_recording, item, config, refining))
             if len(waiting) >= _AHEAD * workers:
                 yield waiting.popleft().result()
         while waiting:
@@ -202,18 +225,27 @@ def _encoded(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def with_notes(encoded: EncodedEpisode, notes: Iterable[str]) -> EncodedEpisode:
+def with_notes(encoded: EncodedEpisode | SkippedEpisode, notes: Iterable[str]) -> EncodedEpisode | SkippedEpisode:
     """Return a recording with the notes of its source beside its own."""
+    if isinstance(encoded, SkippedEpisode):
+        return encoded
     return replace(encoded, notes=tuple(sorted({*notes, *encoded.notes})))
 
 
-def encode_recording(item: Episode | SkippedEpisode, config: WriterConfig) -> EncodedEpisode | SkippedEpisode:
-    """Encode one recording, or say why it can't be."""
-    if isinstance(item, SkippedEpisode):
-        return item
+def encode_recording(
+    item: Episode | SkippedEpisode, config: WriterConfig, refining: RefineConfig = NOTHING
+) -> EncodedEpisode | SkippedEpisode:
+    """Encode one recording, or say why it can't be.
+
+    Raises:
+        ConfigError: As `refine.refine` does: what is asked can't be done to this dataset.
+    """
     keep_picture_memory()
     try:
-        return encode_episode(item, config)
+        wanted = refine(item, refining)
+        return wanted if isinstance(wanted, SkippedEpisode) else encode_spans(wanted, config)
+    except ConfigError:
+        raise
     except DataError as error:
         reason = str(error).removeprefix(f"episode {item.episode_id!r}: ")
         return SkippedEpisode(episode_id=item.episode_id, reason=reason)

@@ -20,18 +20,18 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from wam_video.data.convert import check_replaceable, put_in_place
+from wam_video.data.convert import check_replaceable, put_all, put_in_place
 from wam_video.data.encode import EncodedClip, EncodedEpisode, WriterConfig
 from wam_video.data.manifest import Manifest, load_manifest
+from wam_video.data.refine import RefineConfig
 from wam_video.data.schema import EmbodimentSpec
 from wam_video.data.sources import SkippedEpisode, open_source
 from wam_video.data.writer import ShardWriter
 from wam_video.errors import DataError
-from wam_video.log import get_logger, progress
+from wam_video.log import progress
 
 _RECIPE, _RECORDING = "recipe.json", "recording.json"
 _UNIT = re.compile(r"unit-(\d+)\.tar")
-_log = get_logger(__name__)
 
 Item = EncodedEpisode | SkippedEpisode
 
@@ -49,6 +49,8 @@ class Recipe:
     """Recordings in a unit: what a task that dies has to do again."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Of the source."""
+    refining: Mapping[str, Any] = field(default_factory=dict)
+    """What is done to the recordings: what differs from the defaults of `refine.RefineConfig`."""
 
     @property
     def units(self) -> int:
@@ -222,12 +224,8 @@ def assemble(spool: Spool, *, overwrite: bool = False) -> Manifest:
     for leftover in (built, built.with_name(built.name + ".partial")):  # of an assembling that was killed
         shutil.rmtree(leftover, ignore_errors=True)
     with ShardWriter(built, recipe.writer) as writer:
-        for item in progress(items, total=recipe.recordings, what="recordings into shards"):
-            if isinstance(item, SkippedEpisode):
-                _log.warning("skipped %s: %s", item.episode_id, item.reason)
-                writer.skip(item.episode_id, item.reason)
-            else:
-                writer.add(item)
+        shown = progress(items, total=recipe.recordings, what="recordings into shards")
+        put_all(writer, shown, RefineConfig(**recipe.refining))
     put_in_place(built, spool.output)
     for unit in range(recipe.units):
         (spool.folder / _name(unit)).unlink()

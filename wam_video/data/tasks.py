@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from wam_video.data.convert import check_replaceable, encode_recording, with_notes
-from wam_video.data.encode import EncodedEpisode
 from wam_video.data.manifest import Manifest
+from wam_video.data.refine import RefineConfig
 from wam_video.data.spool import Item, Recipe, Spool, assemble
 from wam_video.errors import ConfigError, DataError, MissingDependencyError, first_line, one_of
 from wam_video.log import progress
@@ -61,9 +61,9 @@ class Assemble:
 
 
 def _encoded(recipe: Recipe, unit: int) -> Iterator[Item]:
+    refining = RefineConfig(**recipe.refining)
     for recording, notes in recipe.episodes(unit):
-        item = encode_recording(recording, recipe.writer)
-        yield with_notes(item, notes) if isinstance(item, EncodedEpisode) else item
+        yield with_notes(encode_recording(recording, recipe.writer, refining), notes)
 
 
 def run_here(recipe: Recipe, output: Path, *, workers: int, overwrite: bool = False) -> Manifest:

@@ -103,6 +103,10 @@ class ShardWriter:
                 )
                 self._append(split, entry, clip.members)
 
+    def note(self, text: str) -> None:
+        """Count an oddity of one more recording, for the manifest."""
+        self._notes[text] += 1
+
     def skip(self, episode_id: str, reason: str) -> None:
         """Record in the manifest that a recording was left out, and why."""
         self._skipped.append(Skipped(episode_id=episode_id, reason=reason))

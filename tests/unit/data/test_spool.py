@@ -11,6 +11,7 @@ from wam_video.data import tasks
 from wam_video.data.convert import convert, plan
 from wam_video.data.encode import WriterConfig
 from wam_video.data.manifest import load_manifest
+from wam_video.data.refine import RefineConfig
 from wam_video.data.sources import open_source
 from wam_video.data.spool import Recipe, Spool, assemble
 from wam_video.data.tasks import EncodeUnit, submit
@@ -41,6 +42,25 @@ def begin(films: Path, output: Path, writer: WriterConfig = WRITER) -> Spool:
 def encode(spool: Spool) -> None:
     for unit in range(2):
         EncodeUnit(str(spool.output))(None, unit)
+
+
+def test_what_is_done_to_recordings_is_done_by_tasks_too(films: Path, tmp_path: Path) -> None:
+    (films / "film3.mp4").write_bytes((films / "film0.mp4").read_bytes())
+    noise = np.random.default_rng(0).integers(0, 255, (2, 16, 16, 3)).repeat(20, axis=0).astype(np.uint8)
+    for number in (4, 5):
+        (films / f"film{number}.mp4").write_bytes(encode_mp4(noise, 10))
+    options = {"split_scenes": True, "drop_duplicates": True}
+    source = open_source(films, "video", multiview="no")
+    convert(source, tmp_path / "plain", WRITER, refining=RefineConfig(**options))
+    manifest = load_manifest(tmp_path / "plain")
+    assert {s.episode_id: s.reason[-5:] for s in manifest.skipped} == {"film3": "film0", "film5": "film4"}
+    assert manifest.counts["total"]["samples"] == 3 + 2  # film4 has a cut
+    spool = Spool(tmp_path / "out")
+    named = {"source": str(films), "format": "video", "options": {"multiview": "no"}}
+    spool.open(Recipe(**named, writer=WRITER, recordings=6, per_unit=5, refining=options))
+    encode(spool)
+    assemble(spool)
+    assert tree(tmp_path / "out") == tree(tmp_path / "plain")
 
 
 def plain(films: Path, output: Path) -> dict[str, bytes]:

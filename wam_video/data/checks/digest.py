@@ -93,7 +93,9 @@ class Body:
 
     @cached_property
     def is_delta(self) -> bool:
-        """Return whether actions are motions: they change about as much from one to the next as at all."""
+        """Return whether actions are motions: it is said, or they change about as much from one to the next as at all."""
+        if self.spec.action_kinds and all(self.spec.action_kinds):
+            return 2 * self.spec.action_kinds.count("delta") > self.spec.action_dim
         parts = [rows for episode in self.episodes if (rows := episode.rows("actions")) is not None and len(rows) > 2]
         if not parts:
             return False
