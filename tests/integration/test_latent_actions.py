@@ -26,7 +26,7 @@ def test_from_video_to_labelled_shards_to_a_page(
     model, labelled, out = tmp_path / "model", tmp_path / "labelled", tmp_path / "probe"
     assert command("train", "--data", shards, "--method", "nsvq", *SMALL, "--output", model) == 0
     assert command("label", "--model", model, "--data", shards, "--output", labelled) == 0
-    assert command("probe", "--data", labelled, "--output", out, "--folds", 4) == 0
+    assert command("probe", "--data", labelled, "--output", out, "--folds", 4, "--relative") == 0
     told = capsys.readouterr().out
     assert "codes:" in told and "latent_nsvq16" in told and "R2" in told
     assert sorted(p.name for p in model.iterdir()) == ["config.json", "metrics.json", "model.safetensors"]

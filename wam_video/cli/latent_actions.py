@@ -113,6 +113,7 @@ def _add_probe(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="S",
         help="seconds by which the robot follows its actions (default 0)",
     )
+    add("--relative", action="store_true", help="also judge absolute targets less the state (needs one of that width)")
     add("--seed", type=int, default=0)
 
 
