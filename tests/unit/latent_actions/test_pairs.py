@@ -60,8 +60,8 @@ def test_what_does_not_fit_is_refused(squares: Path) -> None:
         with pytest.raises(ConfigError, match=r"multiples of 0\.1"):
             body.step(seconds)
     assert body.step(0.3) == 3
-    with pytest.raises(ConfigError, match=r"squre.*allowed: square"):
-        Body.of(manifest, "squre")
+    with pytest.raises(ConfigError, match=r"cube.*allowed: square"):
+        Body.of(manifest, "cube")
     with pytest.raises(ConfigError, match="Did you mean 'top'"):
         Body.of(manifest, "", "tap")
     with pytest.raises(DataError, match="apart"):
