@@ -21,30 +21,37 @@ from wam_video.training import feed
 class AccidentFeed(feed.ShardFeed):
     """Shards until the accident happens to one process, with the batch of one step (from 0)."""
 
+    kind, place = "none", (-1, -1)
+
     def batches(self, batch_size: int, start_index: int, rank: int, num_processes: int) -> Iterator[Batch]:
         first = start_index // (batch_size * num_processes)
         for step, batch in enumerate(super().batches(batch_size, start_index, rank, num_processes), first):
-            yield happen(batch) if [rank, step] == PLACE else batch
+            yield happen(batch, self.kind) if (rank, step) == self.place else batch
 
 
-def happen(batch: Batch) -> Batch:
+def happen(batch: Batch, kind: str) -> Batch:
     """Let the accident happen."""
-    if KIND == "nan":
+    if kind == "nan":
         return replace(batch, actions=torch.full_like(batch.actions, float("nan")))
-    if KIND == "term":
+    if kind == "term":
         os.kill(os.getpid(), signal.SIGTERM)
-    if KIND == "kill" and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+    if kind == "kill" and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         os.kill(os.getpid(), signal.SIGKILL)
-    if KIND == "late":
+    if kind == "late":
         time.sleep(50)
-    if KIND == "hang":
+    if kind == "hang":
         time.sleep(600)
     return batch
 
 
-if __name__ == "__main__":
+def main(accident: str, arguments: list[str]) -> int:
+    """Be the command with an accident; return its exit code."""
     torch.set_num_threads(1)
-    KIND, *rest = sys.argv[1].split(":")
-    PLACE = [int(number) for number in rest]
+    AccidentFeed.kind, *place = accident.split(":")
+    AccidentFeed.place = tuple(map(int, place))
     feed.ShardFeed = AccidentFeed  # type: ignore[misc]
-    sys.exit(run(train.main, sys.argv[2:]))
+    return run(train.main, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2:]))

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from tests.distributed import worker
+from tests.distributed import health_worker, worker
 from tests.unit.training.fakes import tiny_config, weights
 from wam_video.data.loader import DataConfig
 from wam_video.data.schema import EmbodimentSpec
@@ -148,6 +148,8 @@ def train(job: dict[str, Any], rank: int, shards: Path) -> None:
             RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes)
         )
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(job["port"]))
+    if "accident" in job:
+        os._exit(health_worker.main(job["accident"], job["settings"]["arguments"]))
     if "launch" in job:
         os.environ.update(job["launch"])
         worker.main(output, job["settings"])

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,10 @@ pytestmark = pytest.mark.distributed
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
-    made = Runs(tmp_path_factory.mktemp("commit"))
-    assert made("whole") == [0], made.log("whole")
-    yield made
-    made.close()
+def runs(forks: Runs) -> Runs:
+    """The forked runs, after one that nothing disturbs."""
+    assert forks("whole") == [0], forks.log("whole")
+    return forks
 
 
 def kill(point: str, save: int = 2) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.distributed.forked import Runs
 from wam_video.data.schema import EmbodimentSpec
 from wam_video.testing import fake_shards
 
@@ -55,32 +56,11 @@ def environment(**more: str) -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT), **more}
 
 
-def two(accident: str, arguments: list[str]) -> list[tuple[int, str]]:
+def two(forks: Runs, accident: str, arguments: list[str]) -> list[tuple[int, str]]:
     """Run two processes without a launcher and return the exit code and the words of each."""
-    port = str(free_port())
-    processes = [
-        subprocess.Popen(
-            [sys.executable, WORKER, accident, *arguments],
-            cwd=ROOT,
-            env=environment(
-                RANK=str(r),
-                LOCAL_RANK=str(r),
-                WORLD_SIZE="2",
-                LOCAL_WORLD_SIZE="2",
-                MASTER_ADDR="127.0.0.1",
-                MASTER_PORT=port,
-            ),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for r in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=500)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [(process.returncode, words) for process, words in zip(processes, said, strict=True)]
+    name = accident.replace(":", "-")
+    codes = forks(name, {"accident": accident, "processes": 2, "settings": {"arguments": arguments}})
+    return [(code, forks.log(name, rank)) for rank, code in enumerate(codes)]
 
 
 def under_torchrun(accident: str, arguments: list[str]) -> str:
@@ -136,17 +116,20 @@ def check_skipped(output: Path, said: list[str]) -> None:
     assert "NaN" not in (output / "metrics.jsonl").read_text()
 
 
-def test_what_is_not_finite_on_one_process_is_skipped_by_both_and_written_down(shards: Path, tmp_path: Path) -> None:
-    results = two("nan:1:2", arguments(shards, tmp_path, "engine=ddp"))
+def test_what_is_not_finite_on_one_process_is_skipped_by_both_and_written_down(
+    forks: Runs, shards: Path, tmp_path: Path
+) -> None:
+    results = two(forks, "nan:1:2", arguments(shards, tmp_path, "engine=ddp"))
     assert [code for code, _ in results] == [0, 0], results
     check_skipped(tmp_path, [words for _, words in results])
     assert not any("skipped" in words for _, words in results[1:]), "one line, not one a process"
 
 
 def test_a_killed_process_is_told_in_one_line_and_the_run_ends_as_if_nothing_had_happened(
-    shards: Path, tmp_path: Path
+    forks: Runs, shards: Path, tmp_path: Path
 ) -> None:
-    under_torchrun("none", arguments(shards, tmp_path / "calm"))
+    calm = two(forks, "none", arguments(shards, tmp_path / "calm", "engine=ddp"))
+    assert [code for code, _ in calm] == [0, 0], calm
     said = under_torchrun("kill:1:3", arguments(shards, tmp_path / "hit"))
     assert tensors(tmp_path / "hit", 6) == tensors(tmp_path / "calm", 6)
     assert said.count("error: rank 0, after step 3: another process of the run was lost") == 1, said
@@ -155,8 +138,10 @@ def test_a_killed_process_is_told_in_one_line_and_the_run_ends_as_if_nothing_had
 
 
 @pytest.mark.long
-def test_a_hang_leaves_the_stacks_of_both_processes_and_a_code_of_its_own(shards: Path, tmp_path: Path) -> None:
-    results = two("hang:1:2", arguments(shards, tmp_path, "health.hang_seconds=30"))
+def test_a_hang_leaves_the_stacks_of_both_processes_and_a_code_of_its_own(
+    forks: Runs, shards: Path, tmp_path: Path
+) -> None:
+    results = two(forks, "hang:1:2", arguments(shards, tmp_path, "health.hang_seconds=30"))
     assert [code for code, _ in results] == [70, 70], results
     stacks = [(tmp_path / f"hang-rank{rank}.txt").read_text() for rank in range(2)]
     assert "after step 2" in stacks[0]
@@ -166,10 +151,10 @@ def test_a_hang_leaves_the_stacks_of_both_processes_and_a_code_of_its_own(shards
 
 
 def test_one_process_that_is_asked_to_stop_saves_and_stops_both_and_the_run_goes_on(
-    shards: Path, tmp_path: Path
+    forks: Runs, shards: Path, tmp_path: Path
 ) -> None:
     more = ("save_every=100",)
-    results = two("term:1:2", arguments(shards, tmp_path, *more))
+    results = two(forks, "term:1:2", arguments(shards, tmp_path, *more))
     assert [code for code, _ in results] == [75, 75], results
     assert len(tensors(tmp_path, 2)) > 0
     assert not (tmp_path / "model").exists()
@@ -177,8 +162,10 @@ def test_one_process_that_is_asked_to_stop_saves_and_stops_both_and_the_run_goes
 
 
 @pytest.mark.long
-def test_a_process_that_does_not_answer_in_time_is_given_up_by_the_others(shards: Path, tmp_path: Path) -> None:
-    results = two("late:1:2", arguments(shards, tmp_path, "health.collective_timeout_s=20"))
+def test_a_process_that_does_not_answer_in_time_is_given_up_by_the_others(
+    forks: Runs, shards: Path, tmp_path: Path
+) -> None:
+    results = two(forks, "late:1:2", arguments(shards, tmp_path, "health.collective_timeout_s=20"))
     assert [code for code, _ in results] == [1, 1], results
     for rank, (_, words) in enumerate(results):
         assert words.count(f"error: rank {rank}, after step 2: another process of the run was lost") == 1, words

@@ -1,7 +1,6 @@
 """Several processes on the CPU: they are what was asked for, and do not change what is learned."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +21,20 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.timeout(900
 KINDS = {"ddp": "ddp", "fsdp": "fsdp", "zero2": "deepspeed", "zero3": "deepspeed"}
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
-    made = Runs(tmp_path_factory.mktemp("processes"))
-    yield made
-    made.close()
-
-
-def launch(runs: Runs, name: str, engine: str = "ddp", **settings: Any) -> list[dict[str, Any]]:
+def launch(forks: Runs, name: str, engine: str = "ddp", **settings: Any) -> list[dict[str, Any]]:
     """Run two processes of an engine and return what each says of itself."""
     environment = {"ACCELERATE_USE_DEEPSPEED": "false"}
     if KINDS[engine] == "deepspeed":
         pytest.importorskip("deepspeed")
-        file = runs.folder / f"{engine}.json"
+        file = forks.folder / f"{engine}.json"
         file.write_text(
             json.dumps({"zero_optimization": {"stage": int(engine[-1])}, "zero_allow_untested_optimizer": True})
         )
         environment = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(file)}
         environment |= {"DS_ACCELERATOR": "cpu", "ACCELERATE_MIXED_PRECISION": "no"}
     request = {"settings": {"engine": KINDS[engine], **settings}, "processes": 2, "launch": environment}
-    assert runs(name, request) == [0, 0], runs.log(name) + runs.log(name, 1)
-    return [json.loads((runs.folder / name / f"facts-{rank}.json").read_text()) for rank in range(2)]
+    assert forks(name, request) == [0, 0], forks.log(name) + forks.log(name, 1)
+    return [json.loads((forks.folder / name / f"facts-{rank}.json").read_text()) for rank in range(2)]
 
 
 def one_process(folder: Path, **settings: Any) -> Trainer:
@@ -71,27 +63,27 @@ def lines(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("engine", ["ddp", "zero2"])
-def test_two_processes_learn_what_one_does_and_resume(runs: Runs, tmp_path: Path, engine: str) -> None:
+@pytest.mark.parametrize("engine", ["ddp", "fsdp", "zero2"])
+def test_two_processes_learn_what_one_does_and_resume(forks: Runs, tmp_path: Path, engine: str) -> None:
     sizes = {"batch_size": 4} if engine == "ddp" else {"batch_size": 2, "grad_accum": 2}
-    facts = launch(runs, f"two-{engine}", engine, steps=3, **sizes)
+    facts = launch(forks, f"two-{engine}", engine, steps=3, **sizes)
     kind = KINDS[engine]
     assert [(f["kind"], f["num_processes"], f["is_main"]) for f in facts] == [(kind, 2, True), (kind, 2, False)]
-    facts = launch(runs, f"two-{engine}", engine, steps=4, **sizes)
+    facts = launch(forks, f"two-{engine}", engine, steps=4, **sizes)
     assert [(f["first_step"], f["last_step"]) for f in facts] == [(3, 4)] * 2
-    check_close(runs.folder / f"two-{engine}", one_process(tmp_path), 1e-6 if engine == "ddp" else 1e-5)
+    check_close(forks.folder / f"two-{engine}", one_process(tmp_path), 1e-6 if engine == "ddp" else 1e-5)
 
 
 @pytest.mark.parametrize("engine", list(KINDS))
 def test_two_processes_that_share_the_tokens_learn_and_count_what_one_does(
-    runs: Runs, tmp_path: Path, engine: str
+    forks: Runs, tmp_path: Path, engine: str
 ) -> None:
     name, sizes = f"shared-{engine}", {"batch_size": 4, "grad_accum": 2} if engine == "fsdp" else {"batch_size": 8}
-    facts = launch(runs, name, engine, steps=4, sequence_parallel=2, eval_every=1, **sizes)
+    facts = launch(forks, name, engine, steps=4, sequence_parallel=2, eval_every=1, **sizes)
     assert [(f["kind"], f["num_processes"], f["last_step"]) for f in facts] == [(KINDS[engine], 2, 4)] * 2
-    check_close(runs.folder / name, one_process(tmp_path), 1e-6)
+    check_close(forks.folder / name, one_process(tmp_path), 1e-6)
     ours, theirs = (
-        [line for line in lines(folder) if "loss_video" in line] for folder in (runs.folder / name, tmp_path)
+        [line for line in lines(folder) if "loss_video" in line] for folder in (forks.folder / name, tmp_path)
     )
     assert len(ours) == len(theirs) == 4
     for mine, other in zip(ours, theirs, strict=True):
@@ -103,7 +95,7 @@ def test_two_processes_that_share_the_tokens_learn_and_count_what_one_does(
 
 @pytest.mark.parametrize("engine", ["ddp", "zero2"])
 def test_two_processes_train_an_adapter_and_groups_as_one_does_and_resume(
-    runs: Runs, tmp_path: Path, engine: str
+    forks: Runs, tmp_path: Path, engine: str
 ) -> None:
     base = tiny_trainer(tiny_config(tmp_path / "base"))
     base.run([])
@@ -114,10 +106,10 @@ def test_two_processes_train_an_adapter_and_groups_as_one_does_and_resume(
     options = {"batch_size": 2, "grad_accum": 2, "optim": optim, "adapter": adapter, "init_from": init_from}
     name = f"adapter-{engine}"
     for first, last in ((0, 3), (3, 4)):
-        facts = launch(runs, name, engine, **options, steps=last)
+        facts = launch(forks, name, engine, **options, steps=last)
         assert [(f["kind"], f["first_step"], f["last_step"]) for f in facts] == [(KINDS[engine], first, last)] * 2
     settings = {"optim": OptimConfig(**optim), "adapter": AdapterConfig(**adapter), "init_from": init_from}
-    check_close(runs.folder / name, one_process(tmp_path / "alone", **settings), 1e-5)
-    for key, value in load_file(runs.folder / name / "weights-0.safetensors").items():
+    check_close(forks.folder / name, one_process(tmp_path / "alone", **settings), 1e-5)
+    for key, value in load_file(forks.folder / name / "weights-0.safetensors").items():
         if part_of(key) in ("trunk", "conditioning"):
             assert torch.equal(value, frozen[key.replace(".base_layer.", ".")]), key
