@@ -162,7 +162,16 @@ def test_the_manifest_survives_a_round_trip_and_refuses_what_it_does_not_know(to
 
 
 def test_only_listed_suffixes_are_ever_decoded():
-    good = ["front.mp4", "actions.npy", "state.npy", "reward.npy", "text.npy", "json", "latents.front.npy", "source.actions.npy"]
+    good = [
+        "front.mp4",
+        "actions.npy",
+        "state.npy",
+        "reward.npy",
+        "text.npy",
+        "json",
+        "latents.front.npy",
+        "source.actions.npy",
+    ]
     bad = [
         "mp4",
         ".mp4",
