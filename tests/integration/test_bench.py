@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from wam_video.cli import bench
 from wam_video.cli import bench_formats as formats
 from wam_video.cli.bench import main
 from wam_video.data.video import open_video
@@ -56,3 +57,22 @@ def test_a_conversion_is_measured_beside_a_transcode_of_the_same_files(tmp_path)
         main(["convert", "--ffmpeg", str(tmp_path / "nothing")])
     with pytest.raises(DataError, match="no mp4"):
         main(["convert", "--videos", str(tmp_path)])
+
+
+def test_a_place_for_the_figures_is_found_before_they_are_measured(tmp_path, monkeypatch, capsys):
+    measured = []
+    monkeypatch.setattr(bench, "bench_train", lambda args: measured.append(args) or {"seconds": 1})
+    assert main(["train", "--output", str(tmp_path / "new" / "folder" / "x.json")]) == 0
+    assert json.loads((tmp_path / "new" / "folder" / "x.json").read_text()) == {"seconds": 1}
+    assert json.loads(capsys.readouterr().out) == {"seconds": 1}
+    with pytest.raises(ConfigError, match="whose folder can't be made"):
+        main(["train", "--output", str(tmp_path / "new" / "folder" / "x.json" / "y.json")])
+    assert len(measured) == 1
+
+
+def test_every_benchmark_says_what_it_measures(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    words = capsys.readouterr().out.split("positional arguments:")[1].split("options:")[0].splitlines()[2:]
+    assert {line.split()[0] for line in words if line.startswith("    ") and line[4] != " "} >= {"train", "step"}
+    assert all(len(line.split()) > 2 for line in words if line.startswith("    ") and line[4] != " "), words

@@ -24,6 +24,7 @@ from wam_video.cli.bench_data import add_data
 from wam_video.cli.bench_delays import add_delays
 from wam_video.cli.bench_policy import add_policy
 from wam_video.cli.bench_step import add_overhead
+from wam_video.errors import ConfigError
 from wam_video.log import progress, setup_logging
 from wam_video.models.transformer import WAMTransformer
 
@@ -61,14 +62,30 @@ def main(argv: list[str] | None = None) -> int:
     setup_logging()
     given = sys.argv[1:] if argv is None else list(argv)
     args.command = shlex.join(["wam-video", "bench", *(given[1:] if given[:1] == ["bench"] else given)])
+    if args.output:
+        _make_room(args.output)
     figures = args.measure(args)
     text = json.dumps(figures, indent=2)
     if not figures:  # a worker, which has written them
         return 0
+    print(text)
     if args.output:
         args.output.write_text(text + "\n")
-    print(text)
     return 0
+
+
+def _make_room(output: Path) -> None:
+    """Make the folder of the figures before minutes are spent on them.
+
+    Raises:
+        ConfigError: It can't be made.
+    """
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--output is {str(output)!r}, whose folder can't be made ({error.strerror or error}); give another file"
+        ) from error
 
 
 def bench_train(args: argparse.Namespace) -> dict[str, object]:

@@ -24,7 +24,7 @@ COMMANDS = {
     "rollout": "run a policy in closed loop in a simulator",
     "rank": "compare policies inside a world model, and with what a simulator says of them",
     "serve": "serve a policy to robot clients over a websocket",
-    "bench": "time a training step beside diffusers' on this machine",
+    "bench": "time training steps, the loader, conversion and decisions on this machine, beside others",
     "plan": "memory and time of a training run, on paper",
     "convert": "turn a published checkpoint (DreamZero) into a folder of ours",
 }
