@@ -36,6 +36,7 @@ def test_delays_are_measured_with_intervals_and_drawn(model: Path, tmp_path: Pat
     assert _run(*common, "--delays", "0-1,3", *ways, "--page", tmp_path / "page") == 0
     found = json.loads((tmp_path / "page" / "delays.json").read_text())
     assert found["command"].startswith("wam-video bench delays --model") and found["hardware"]["cpu"]
+    assert len(found["model_hash"]) == 64
     cells = {(cell["delay"], cell["way"]): cell for cell in found["cells"]}
     assert len(cells) == 9 and all(cell["success"]["episodes"] == 2 for cell in cells.values())
     assert cells[1, "naive"]["execute"] == 2 and cells[3, "naive"]["execute"] is None, "a chunk of 4 leaves one"

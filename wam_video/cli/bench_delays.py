@@ -71,6 +71,7 @@ def bench_delays(args: argparse.Namespace) -> dict[str, Any]:
     from wam_video.evaluation.delays_page import write
     from wam_video.evaluation.provenance import provenance
     from wam_video.evaluation.rollout import LoopConfig
+    from wam_video.inference import loading
     from wam_video.inference.pipeline import WAMPipeline
 
     quiet_libraries()
@@ -99,7 +100,8 @@ def bench_delays(args: argparse.Namespace) -> dict[str, Any]:
     finally:
         for world in worlds:
             world.close()
-    figures = {**made_by, "model": args.model, "env": args.env, **found}
+    folder = loading.resolve(args.model)
+    figures = {**made_by, "model": args.model, "model_hash": loading.model_hash(folder), "env": args.env, **found}
     if args.page is not None:
         write(figures, args.page)
     return figures

@@ -220,5 +220,7 @@ def random_pipeline(sources: list[str]) -> "WAMPipeline":
 
 def _facts(args: argparse.Namespace, device: str) -> dict[str, Any]:
     from wam_video.evaluation.provenance import provenance
+    from wam_video.inference import loading
 
-    return {**provenance(args.command, device), "model": args.model or {"random": args.config}}
+    known = {} if args.model is None else {"model_hash": loading.model_hash(loading.resolve(args.model))}
+    return {**provenance(args.command, device), "model": args.model or {"random": args.config}, **known}
