@@ -7,6 +7,7 @@ import pytest
 
 from tests.policy.tree import ROOT, files, read
 from wam_video.evaluation.card import BEGIN, END, PART, PART_END, PARTS, figures, fill
+from wam_video.inference.loading import RECORDS as LAID_BESIDE
 from wam_video.inference.loading import model_hash
 
 CARDS = sorted(name.rsplit("/", 1)[0] for name in files() if name.endswith("/metrics.json"))
@@ -43,6 +44,10 @@ def test_a_card_holds_what_its_records_say(record: str) -> None:
 def test_the_metrics_are_of_the_checkpoint_beside_them(folder: str) -> None:
     hashes = [model["model_hash"] for model in json.loads(read(f"{folder}/metrics.json"))["models"]]
     assert model_hash(ROOT / folder) in hashes
+
+
+def test_no_kind_of_record_changes_the_hash_of_the_checkpoint_beside_it() -> None:
+    assert set(PARTS) <= set(LAID_BESIDE)
 
 
 def test_a_new_card_has_a_place_for_figures() -> None:

@@ -19,7 +19,7 @@ CHECKSUMS = "checksums.json"
 """Beside the index: `{"sha256": {file: hex}}` of every safetensors file. Folders from before it existed have none."""
 METRICS = "metrics.json"
 """Figures that may stand beside the index; no part of the model."""
-RECORDS = ("metrics", "rollout", "ablation")
+RECORDS = ("metrics", "rollout", "rank", "ablation")
 """Kinds of such files: `KIND.json` or `KIND_NAME.json`."""
 CONFIG_FILES = {
     "transformer": "config.json",
