@@ -9,7 +9,7 @@ from jaxtyping import UInt16
 
 from wam_video.data.collate import Widths, collate
 from wam_video.data.latents import from_bits
-from wam_video.data.merge import check_sizes, merge_embodiments, merge_fit, merge_stats
+from wam_video.data.merge import check_sizes, merge_embodiments, merge_fit, merge_stats, told_stats
 from wam_video.data.mixture import BucketMixture
 from wam_video.data.order import WindowOrder, keyed_rng
 from wam_video.data.reader import SampleError, because
@@ -63,7 +63,8 @@ class WindowDataset:
                 if name not in self.embodiments:
                     raise DataError(one_of("embodiment in window.action_horizons", name, self.embodiments))
         self.fit = merge_fit(self._sets)
-        self.stats = merge_stats(self._sets)
+        seen = [s for s in self._sets if config.datasets[s.name].split == "train"]
+        self.stats = told_stats(merge_stats(self._sets), seen, config.actions, self.embodiments)
         check_sizes([s for s in self._sets if config.window_of(s.name).height is None])
         self._widths = Widths(
             actions=max(1, *(s.action_dim for s in self.embodiments.values())),

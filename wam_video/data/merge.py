@@ -1,15 +1,23 @@
 """What several datasets of one run have in common: bodies, how they were resized, statistics, one size."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from wam_video.data.action_kinds import ActionKinds, Kinds
+from wam_video.data.actions import action_at
 from wam_video.data.manifest import SampleEntry
-from wam_video.data.normalize import Stats, compute_stats, load_stats
+from wam_video.data.normalize import Stats, compute_stats, describe, load_stats
 from wam_video.data.schema import EmbodimentSpec
 from wam_video.data.shard_set import ShardSet
-from wam_video.errors import DataError
+from wam_video.errors import ConfigError, DataError, one_of
+
+_MAX_WINDOWS = 100_000
 
 
 def merge_embodiments(sets: Sequence[ShardSet]) -> dict[str, EmbodimentSpec]:
@@ -66,6 +74,43 @@ def merge_stats(sets: Sequence[ShardSet]) -> Stats:
             found = _count(name, group, whole=True)
         merged[name] = found or stored[group[0][0].path].get(name, {})
     return dict(sorted(merged.items()))
+
+
+def told_stats(stats: Stats, sets: Sequence[ShardSet], actions: Kinds, specs: Mapping[str, EmbodimentSpec]) -> Stats:
+    """Return the statistics with those of the actions as the model is told them, over the windows of the datasets.
+
+    Of very many windows, evenly spread ones are counted.
+
+    Raises:
+        ConfigError: `data.actions` names what is not there, or asks for what can't be told.
+        DataError: A clip has actions and no state, or is damaged.
+    """
+    told = {name: dict(by) for name, by in stats.items()}
+    for name, kinds in actions.items():
+        if name not in specs:
+            raise ConfigError(one_of("embodiment of data.actions", name, specs))
+        change = ActionKinds(specs[name], kinds)
+        if not change.changes:
+            continue
+        places = [(s, i) for s in sets for i in range(s.num_clips) if s.spec(i).name == name and s.counts[i]]
+        every = -(-sum(int(s.counts[i]) for s, i in places) // _MAX_WINDOWS) or 1
+        rows = [found for s, i in places if len(found := _told(s, i, change, every))]
+        if rows:
+            told[name]["actions"] = describe(np.concatenate(rows))
+    return told
+
+
+def _told(shards: ShardSet, clip: int, change: ActionKinds, every: int) -> Float[np.ndarray, "n da"]:
+    """Return the actions of a clip's windows as a model is told them, one row a step."""
+    spec, window, numbers = shards.spec(clip), shards.window, shards.numbers(clip)
+    if numbers is None:
+        return np.zeros((0, spec.action_dim), np.float32)
+    actions, state = numbers
+    starts = action_at(shards.anchors(clip)[::every], spec.fps, spec.action_rate)[0]
+    steps = starts[:, None] + np.arange(window.action_horizons.get(spec.name, window.action_horizon))
+    chunks = torch.from_numpy(actions[np.minimum(steps, len(actions) - 1)])
+    told = change.tell(chunks, torch.from_numpy(state[np.minimum(starts, len(state) - 1)]))
+    return told.numpy()[steps < len(actions)]
 
 
 def _count(name: str, group: Sequence[Sequence[ShardSet]], *, whole: bool) -> dict[str, Any]:

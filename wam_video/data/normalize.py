@@ -61,12 +61,13 @@ def compute_stats(
                 if (array := arrays[name]) is not None and len(array):
                     rows[sample.embodiment].setdefault(name, []).append(array)
     return {
-        embodiment: {name: _describe(np.concatenate(arrays)) for name, arrays in sorted(by_name.items())}
+        embodiment: {name: describe(np.concatenate(arrays)) for name, arrays in sorted(by_name.items())}
         for embodiment, by_name in sorted(rows.items())
     }
 
 
-def _describe(values: np.ndarray) -> dict[str, Any]:
+def describe(values: Float[np.ndarray, "n d"]) -> dict[str, Any]:
+    """Return the statistics of some rows: one number a dimension for each of `FIELDS`, and `count`."""
     values = values.astype(np.float64)
     q01, q99 = np.quantile(values, [0.01, 0.99], axis=0)
     found = {

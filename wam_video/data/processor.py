@@ -1,16 +1,17 @@
 """What a checkpoint must know of the data: embodiments, windows, and statistics that can't be mixed up."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from diffusers import SchedulerMixin  # its load and save methods are those of a component that is only a config
 from diffusers.configuration_utils import ConfigMixin
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from wam_video.data.action_kinds import ActionKinds
 from wam_video.data.normalize import Normalizer, Stats, stats_hash
 from wam_video.data.schema import EmbodimentSpec
 from wam_video.data.video import FITS
@@ -19,6 +20,18 @@ from wam_video.errors import CheckpointError, ConfigError, DataError, one_of
 
 if TYPE_CHECKING:
     from wam_video.data.loader import WindowDataset
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Origin:
+    """Where robots are at time 0."""
+
+    state: Float[Tensor, "b ds"]
+    """In their own units."""
+    mask: Bool[Tensor, "b ds"]
+    """True where it is known."""
+    rows: Bool[Tensor, " b"]
+    """True where it matters: of the others the actions are not looked at."""
 
 
 class WAMProcessor(SchedulerMixin, ConfigMixin):
@@ -34,6 +47,7 @@ class WAMProcessor(SchedulerMixin, ConfigMixin):
         window: dict[str, Any] | None = None,
         stats_hash: str | None = None,
         fit: dict[str, str] | None = None,
+        actions: dict[str, dict[str, str]] | None = None,
     ) -> None:
         """Build the tables.
 
@@ -45,10 +59,12 @@ class WAMProcessor(SchedulerMixin, ConfigMixin):
             stats_hash: What `stats` must hash to; a saved processor holds it.
             fit: How recordings of another aspect ratio were brought to the stored size, by embodiment: `pad`, `crop` or
                 `stretch`. An embodiment that is not named has `pad`, as all have in folders saved before this was stored.
+            actions: What is told otherwise than it is recorded (`data.actions` of a run, see `action_kinds`); the statistics
+                are then those of what is told.
 
         Raises:
             CheckpointError: The statistics do not have that hash, or lack an embodiment or a dimension.
-            ConfigError: Unknown normalization or fit, repeated embodiment, or a wrong window.
+            ConfigError: Unknown normalization or fit, repeated embodiment, or a wrong window or kind of actions.
         """
         stats = {name: {what: dict(fields) for what, fields in by.items()} for name, by in stats.items()}
         found = _hash(stats)
@@ -79,7 +95,9 @@ class WAMProcessor(SchedulerMixin, ConfigMixin):
             window=asdict(self.window),
             stats_hash=found,
             fit=dict(self._fit),
+            actions={name: dict(kinds) for name, kinds in (actions or {}).items()},
         )
+        self._kinds = {self.index(name): ActionKinds(self.spec(name), kinds) for name, kinds in (actions or {}).items()}
         self.max_action_dim = max(spec.action_dim for spec in self._specs)
         self.max_state_dim = max(spec.state_dim for spec in self._specs)
         self.num_views = min(self.window.max_views, max(len(spec.views) for spec in self._specs))
@@ -92,7 +110,8 @@ class WAMProcessor(SchedulerMixin, ConfigMixin):
     def from_dataset(cls, dataset: "WindowDataset", normalization: str = "quantile") -> "WAMProcessor":
         """Return the processor of a dataset's embodiments, statistics and windows."""
         specs = [_plain(spec) for spec in dataset.embodiments.values()]
-        return cls(specs, dataset.stats, normalization, asdict(dataset.window), stats_hash(dataset.stats), dataset.fit)
+        window, told = asdict(dataset.window), dataset.config.actions
+        return cls(specs, dataset.stats, normalization, window, stats_hash(dataset.stats), dataset.fit, told)
 
     def index(self, name: str) -> int:
         """Return an embodiment's place.
@@ -121,22 +140,50 @@ class WAMProcessor(SchedulerMixin, ConfigMixin):
         return self._fit[self.spec(name).name]
 
     def normalize_actions(
-        self, x: Float[Tensor, "b ta da"], embodiment_ids: Int[Tensor, " b"]
+        self, x: Float[Tensor, "b ta da"], embodiment_ids: Int[Tensor, " b"], origin: Origin | None = None
     ) -> Float[Tensor, "b ta da"]:
         """Return actions in the model's units, float32; padded dimensions become 0.
 
+        Args:
+            x: In the robot's own units.
+            embodiment_ids: Of each row.
+            origin: The states at time 0; needed where actions are told relative to them.
+
         Raises:
+            ConfigError: Actions are told relative to the state, and it is not known.
             DataError: `x` is not as wide as the widest embodiment.
         """
         shift, scale, _ = self._gather("actions", x, embodiment_ids)
-        return (x.float() - shift[:, None]) * scale[:, None]
+        told = self._changed(x, embodiment_ids, origin, "tell")
+        return (told.float() - shift[:, None]) * scale[:, None]
 
     def denormalize_actions(
-        self, x: Float[Tensor, "b ta da"], embodiment_ids: Int[Tensor, " b"]
+        self, x: Float[Tensor, "b ta da"], embodiment_ids: Int[Tensor, " b"], origin: Origin | None = None
     ) -> Float[Tensor, "b ta da"]:
         """Return actions in the robot's own units, float32; padded dimensions become 0. See `normalize_actions`."""
         shift, _, inverse = self._gather("actions", x, embodiment_ids)
-        return x.float() * inverse[:, None] + shift[:, None]
+        return self._changed(x.float() * inverse[:, None] + shift[:, None], embodiment_ids, origin, "recall")
+
+    def _changed(self, x: Tensor, embodiment_ids: Tensor, origin: Origin | None, how: str) -> Tensor:
+        """Return actions as they are told, or as they are recorded, of the embodiments for which that differs."""
+        changed = x
+        for number, kinds in self._kinds.items():
+            rows = (embodiment_ids == number).nonzero()[:, 0].to(x.device)
+            if not len(rows) or not kinds.changes:
+                continue
+            spec = self._specs[number]
+            if (
+                origin is None
+                or not (kinds.needed(origin.mask.to(x.device)[rows]) | ~origin.rows.to(x.device)[rows]).all()
+            ):
+                raise ConfigError(
+                    f"actions of embodiment {spec.name!r} are told to this model relative to the state, which is not given here; "
+                    "give the state, or call the pipeline itself where a session does not pass it on"
+                )
+            changed = changed.clone() if changed is x else changed
+            width, state = spec.action_dim, origin.state.to(x.device)[rows]
+            changed[rows, :, :width] = getattr(kinds, how)(x[rows][..., :width], state).to(changed.dtype)
+        return changed
 
     def normalize_state(self, x: Float[Tensor, "b ds"], embodiment_ids: Int[Tensor, " b"]) -> Float[Tensor, "b ds"]:
         """Return the state in the model's units, float32; see `normalize_actions`."""

@@ -35,6 +35,9 @@ class DataConfig:
 
     datasets: dict[str, DatasetConfig] = field(default_factory=dict)
     window: WindowConfig = field(default_factory=WindowConfig)
+    actions: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Embodiment -> channel, rotation or `*` -> `stored`, `relative` (to the state at time 0) or `delta` (from the action before):
+    how actions are told to the model; statistics are of what is told, and what the model says is turned back."""
     windows_per_decode: int = 8
     """Neighbours in the order that come from one decoded clip; 1 shuffles best, more decodes less."""
     open_shards: int = 0

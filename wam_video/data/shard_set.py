@@ -10,7 +10,7 @@ from jaxtyping import Int, UInt16
 
 from wam_video.data.latents import encoding_of
 from wam_video.data.manifest import Manifest, SampleEntry, load_manifest, verify_manifest
-from wam_video.data.reader import Clip, SampleError, because, load_clip
+from wam_video.data.reader import Clip, SampleError, because, load_clip, read_sample, sample_arrays, sample_info
 from wam_video.data.rows import Rows
 from wam_video.data.schema import EmbodimentSpec
 from wam_video.data.store import StoreConfig, as_store
@@ -199,6 +199,23 @@ class ShardSet:
     def spec(self, clip: int) -> EmbodimentSpec:
         """Return the embodiment of a clip."""
         return self.embodiments[self._samples[clip][1].embodiment]
+
+    def numbers(self, clip: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return the actions and the state of a clip, without its video; None where its actions are hidden or it has none.
+
+        Raises:
+            DataError: The clip has actions and no state, or is damaged.
+        """
+        shard, sample = self._samples[clip]
+        at = f"shard {self.store.where(shard.name)!r}, sample {sample.key!r}"
+        if not sample.num_actions or not self.shows_actions(sample):
+            return None
+        members = read_sample(self.store, shard, sample)
+        arrays = sample_arrays(members, sample_info(members, at), at)
+        actions, state = arrays["actions"], arrays["state"]
+        if actions is None or state is None:
+            raise DataError(f"{at}: has no state, which data.actions of {sample.embodiment!r} needs; set it to stored")
+        return actions, state
 
     def load(self, clip: int, cache: ClipCache, decoder: str) -> Clip:
         """Return a decoded clip at the window's size, from the cache where it is held.

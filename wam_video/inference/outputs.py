@@ -7,7 +7,7 @@ import torch
 from diffusers.utils import BaseOutput
 from jaxtyping import Float
 
-from wam_video.data.processor import WAMProcessor
+from wam_video.data.processor import Origin, WAMProcessor
 from wam_video.inference.inputs import Conditions, horizon
 
 
@@ -35,7 +35,8 @@ def physical_actions(
     Committed ones come back as they were given.
     """
     given, embodiments = conditions.action_given[..., None], conditions.embodiments
-    actions = processor.denormalize_actions(actions.float().cpu(), processor.indices(embodiments))
+    origin = Origin(state=conditions.state, mask=conditions.state_mask, rows=conditions.action_exists.any(1))
+    actions = processor.denormalize_actions(actions.float().cpu(), processor.indices(embodiments), origin)
     width = max(processor.action_dim(name) for name in embodiments)
     steps = max(horizon(processor.window, name) for name in embodiments)
     actions = torch.where(given, conditions.actions, actions) * conditions.action_exists[..., None]

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from wam_video.data.processor import WAMProcessor
+from wam_video.data.processor import Origin, WAMProcessor
 from wam_video.errors import ConfigError
 from wam_video.flow.continuation import Continuation
 from wam_video.flow.modes import ModeSpec, PathConfig, Role
@@ -95,7 +95,8 @@ def prepare(
     known = video_codec.latent_mask(codec, conditions.frame_mask).any(1)
     known = torch.nn.functional.pad(known, (0, frames - known.shape[1]))
     free = (torch.arange(frames) >= num_context) & (known if spec.video is Role.GIVEN else ~known)
-    actions = processor.normalize_actions(conditions.actions, bodies)
+    origin = Origin(state=conditions.state, mask=conditions.state_mask, rows=conditions.action_given.any(1))
+    actions = processor.normalize_actions(conditions.actions, bodies, origin)
     commitment = conditions.commitment
     held = conditions.action_given if commitment is None else commitment.held
     pattern = ClockPattern(

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from wam_video.data.processor import Origin
 from wam_video.errors import DataError
 from wam_video.flow.density import NUM_UNIFORMS, DensityConfig
 from wam_video.flow.loss import LossConfig, NoisySample, add_noise, video_weights
@@ -39,7 +40,7 @@ class Normalizes(Protocol):
         ...
 
     def normalize_actions(
-        self, x: Float[Tensor, "b ta da"], embodiment_ids: Int[Tensor, " b"]
+        self, x: Float[Tensor, "b ta da"], embodiment_ids: Int[Tensor, " b"], origin: Origin | None = None
     ) -> Float[Tensor, "b ta da"]:
         """Return actions in the model's units."""
         ...
@@ -211,7 +212,8 @@ class Sampler:
 
     def _clean(self, batch: Batch, device: torch.device) -> tuple[State, dict[str, Any]]:
         embodiment = self._processor.indices(batch.embodiments)
-        actions = self._processor.normalize_actions(batch.actions, embodiment)
+        origin = Origin(state=batch.state, mask=batch.state_mask, rows=batch.action_mask.flatten(1).any(1))
+        actions = self._processor.normalize_actions(batch.actions, embodiment, origin)
         actions = torch.where(batch.action_mask, actions, torch.zeros_like(actions))
         state, state_mask = self._states(batch, embodiment)
         view_mask = batch.frame_mask.any(dim=-1)
