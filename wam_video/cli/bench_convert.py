@@ -143,7 +143,7 @@ def _each(videos: Sequence[Path], work: Callable[[Path], None]) -> None:
 
 def _by_binary(ffmpeg: str, path: Path, output: Path, size: tuple[int, int]) -> None:
     height, width = size
-    fit = f"scale={width}:{height}:force_original_aspect_ratio=decrease:flags=area,pad={width}:{height}:-1:-1"
+    fit = f"scale={width}:{height}:force_original_aspect_ratio=decrease,pad={width}:{height}:-1:-1"
     options = [part for key, value in h264_options().items() for part in (f"-{key}", value)]
     command = [ffmpeg, "-nostdin", "-v", "error", "-y", "-threads", "1", "-i", str(path), "-an", "-vf", fit]
     command += ["-fps_mode", "passthrough", "-filter_threads", "1", "-c:v", "libx264", *options]
@@ -174,7 +174,7 @@ def _fit(stream: Any, size: tuple[int, int]) -> Any:
     height, width = size
     graph = Graph()
     graph.threads = 1
-    scale = f"{width}:{height}:force_original_aspect_ratio=decrease:flags=area"
+    scale = f"{width}:{height}:force_original_aspect_ratio=decrease"
     steps = [
         graph.add_buffer(template=stream),
         graph.add("scale", scale),
