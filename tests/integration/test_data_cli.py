@@ -72,8 +72,10 @@ def test_every_oddity_is_in_the_manifest(shards: Path) -> None:
 
 @pytest.mark.distributed
 def test_the_bytes_do_not_depend_on_the_number_of_processes(dataset: Path, shards: Path, tmp_path: Path) -> None:
-    assert convert(dataset, tmp_path / "two" / "shards", "--workers", 2) == 0
-    assert tree(tmp_path / "two" / "shards") == tree(shards)
+    for workers in (2, 4):
+        output = tmp_path / str(workers) / "shards"
+        assert convert(dataset, output, "--workers", workers) == 0
+        assert tree(output) == tree(shards)
 
 
 def test_limit_and_name_and_licence_are_kept(dataset: Path, tmp_path: Path) -> None:

@@ -127,3 +127,23 @@ def test_slurm_encodes_the_units_and_then_assembles_them(
     assert "--partition=cpu" in log.read_text()
     assert "_assemble" in log.read_text()
     assert call("status", tmp_path / "out") == 0
+
+
+@pytest.mark.long
+def test_latents_are_the_same_by_tasks_and_what_fails_is_told(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert convert(dataset, tmp_path / "shards", "--name", "cloth") == 0
+    window = ["data.window.context_stride_s=0.1", "data.window.future_stride_s=0.1"]
+    encode = ["encode", tmp_path / "shards", "--codec", "pixel", "--config", *window]
+    assert call(*encode, "--output", tmp_path / "plain") == 0
+    assert call(*encode, "--output", tmp_path / "out", "--executor", "local", "--workers", "2") == 0
+    assert tree(tmp_path / "out") == tree(tmp_path / "plain")
+    assert not (tmp_path / "out.logs").exists()
+    capsys.readouterr()
+    assert call(*encode, "--output", tmp_path / "out", "--executor", "local") == 2
+    assert "exists already" in error_line(capsys)
+    assert call(*encode, "--output", tmp_path / "new", "--executor", "local", "--part", "0/2") == 2
+    assert "give no --part" in error_line(capsys)
+    assert call(*encode, "data.window.num_future_frames=-1", "--output", tmp_path / "new", "--executor", "local") == 2
+    assert "num_future_frames is -1" in error_line(capsys)

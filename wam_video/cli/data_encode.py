@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wam_video.cli.command import DONE
-from wam_video.errors import ConfigError, first_line
+from wam_video.cli.data_tasks import add_executor_options
+from wam_video.cli.options import parse_options
+from wam_video.errors import ConfigError, DataError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +21,8 @@ examples:
   wam-video data encode shards/pusht --codec pixel --config configs/data/pusht.yaml --output shards/pusht_latents
   wam-video data encode s3://lab/droid --codec Wan-AI/Wan2.1-T2V-1.3B-Diffusers --subfolder vae --output shards/droid_latents \\
       --config data.window.num_future_frames=32 --device cuda --part 0/8
+  wam-video data encode shards/droid --codec pixel --config configs/data/pusht.yaml --output shards/droid_latents \\
+      --executor slurm --workers 8 --executor-option partition=gpu --executor-option time=12:00:00
 
 Give the configuration files of the training run (--config), for latents are of its windows and its codec: the run refuses
 others. --teacher stores the features of the teacher of --config (teacher.*) beside the latents, and a run with that teacher
@@ -53,6 +57,13 @@ def add_encode(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     sub.add_argument("--every", type=int, default=1, metavar="N", help="only every N-th window of a clip (default 1)")
     sub.add_argument("--batch-size", type=int, default=8, metavar="N", help="windows encoded at once (default 8)")
     sub.add_argument("--part", default="0/1", metavar="I/N", help="make the I-th of N shares of the shards, from 0")
+    sub.add_argument(
+        "--executor",
+        choices=("local", "slurm", "ray"),
+        help="run all parts by datatrove's tasks, --workers of them; slurm and ray submit and return",
+    )
+    sub.add_argument("--workers", type=int, default=1, metavar="N", help="parts, with --executor (default 1)")
+    add_executor_options(sub)
     sub.add_argument("--keep-video", action="store_true", help="store the pixels beside the latents")
     sub.add_argument("--device", default="cpu", help="of the codec (default cpu)")
 
@@ -77,6 +88,8 @@ def _encode(arguments: argparse.Namespace) -> int:
                 "neither --output nor --texts is given; --output FOLDER encodes video, --texts the prompts"
             )
         return _encode_texts(Path(arguments.shards), config, arguments.device)
+    if arguments.executor is not None:
+        return _by_tasks(arguments)
     part, num_parts = _part(arguments.part)
     options = EncodeConfig(
         window=config.data.window,
@@ -101,6 +114,41 @@ def _encode(arguments: argparse.Namespace) -> int:
         f"codec {encoding['codec'][:12]}"
     )
     return _encode_texts(arguments.output, config, arguments.device) if arguments.texts else DONE
+
+
+def _by_tasks(arguments: argparse.Namespace) -> int:
+    """Have every part made by a process of its own, here or on a cluster; the last one finishes the folder."""
+    from wam_video.data.manifest import load_manifest
+    from wam_video.data.tasks import Part, run_parts
+
+    if arguments.part != "0/1" or arguments.workers < 1:
+        raise ConfigError(
+            f"--part is {arguments.part} and --workers is {arguments.workers}; with --executor give no --part, and at least 1"
+        )
+    output: Path = arguments.output.resolve()
+    if output.exists():
+        raise DataError(f"output {str(arguments.output)!r} exists already; remove it or choose another folder")
+    flags = [f"--{name}" for name in ("texts", "teacher") if getattr(arguments, name)]
+    flags += ["--keep-video"] if arguments.keep_video else []
+    given = {"codec": arguments.codec, "subfolder": arguments.subfolder, "every": arguments.every}
+    given |= {"batch-size": arguments.batch_size, "device": arguments.device, "output": output}
+    values = [part for name, value in given.items() if value is not None for part in (f"--{name}", str(value))]
+    config = ["--config", *arguments.config] if arguments.config else []
+    shards = str(Path(arguments.shards).resolve()) if Path(arguments.shards).exists() else arguments.shards
+    run_parts(
+        Part(("wam_video.cli.main", "data", "encode", shards, *flags, *values, *config)),
+        output.with_name(output.name + ".logs"),
+        arguments.executor,
+        parts=arguments.workers,
+        options=parse_options(arguments.executor_option, "--executor-option"),
+        done=lambda: {path.name for path in output.with_name(output.name + ".partial").glob("*.tar.json")},
+        total=len(load_manifest(shards).shards),
+    )
+    if arguments.executor == "local":
+        print(f"{arguments.output}: {load_manifest(output).counts['total']['samples']} clips")
+    else:
+        print(f"{arguments.workers} parts are submitted; {arguments.output} comes with the last")
+    return DONE
 
 
 def _teacher(shards: str, config: "TrainConfig", codec: "Codec") -> "FrameTeacher":

@@ -23,9 +23,14 @@ def add_tasks(sub: argparse.ArgumentParser) -> None:
         help="encode in units that are kept, by datatrove's tasks: started again after whatever stopped it, it goes on (same bytes); "
         "slurm and ray submit and return, see `wam-video data status`",
     )
+    add_executor_options(sub)
     sub.add_argument(
         "--unit", type=int, default=16, metavar="N", help="recordings in a unit, with --executor (default 16)"
     )
+
+
+def add_executor_options(sub: argparse.ArgumentParser) -> None:
+    """Add what a cluster's executor has to be told."""
     sub.add_argument(
         "--executor-option",
         action="append",
@@ -55,6 +60,7 @@ def convert_by_tasks(
 ) -> int:
     """Convert in units here, or submit them; return the exit code."""
     from wam_video.data.convert import check_limit, check_replaceable
+    from wam_video.data.executors import check_local
     from wam_video.data.simulation import BUILT_IN
     from wam_video.data.spool import Recipe
     from wam_video.data.summary import summary_text
@@ -84,8 +90,7 @@ def convert_by_tasks(
         raise DataError(f"source {arguments.source!r} has no recordings; check the path and the options")
     extra = parse_options(arguments.executor_option, "--executor-option")
     if arguments.executor == "local":
-        if extra:
-            raise ConfigError(f"--executor-option is {', '.join(extra)}; there are none for local, but --workers")
+        check_local(extra)
         manifest = run_here(recipe, output, workers=arguments.workers, overwrite=arguments.overwrite)
         print(summary_text(manifest, arguments.output))
         return DONE

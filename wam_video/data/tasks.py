@@ -6,6 +6,7 @@ assembled by one more task that waits for the others. Datatrove hands its tasks 
 it reads.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -13,24 +14,22 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from wam_video.data.convert import check_replaceable, encode_recording, with_notes
+from wam_video.data.executors import chosen, executor_class, launch
 from wam_video.data.manifest import Manifest
 from wam_video.data.refine import RefineConfig
 from wam_video.data.spool import Item, Recipe, Spool, assemble
-from wam_video.errors import ConfigError, DataError, MissingDependencyError, first_line, one_of
+from wam_video.errors import DataError
 from wam_video.log import progress
 
-EXECUTORS = {"local": "LocalPipelineExecutor", "slurm": "SlurmPipelineExecutor", "ray": "RayPipelineExecutor"}
-_OURS = ("pipeline", "tasks", "workers", "logging_dir", "depends", "depends_job_id", "skip_completed")
 _POLL_S = 0.5
 _TAIL_BYTES = 1 << 20
 
@@ -60,6 +59,26 @@ class Assemble:
         assemble(Spool(self.output), overwrite=self.overwrite)
 
 
+@dataclass(frozen=True)
+class Part:
+    """A task of another command, in a process of its own: the share `--part I/N` of its work."""
+
+    command: tuple[str, ...]
+    """A module of this library, and its arguments."""
+
+    def __call__(self, _data: object, rank: int = 0, world_size: int = 1) -> None:
+        """Do it.
+
+        Raises:
+            DataError: The command failed; the message is its own.
+        """
+        call = [sys.executable, "-m", *self.command, "--part", f"{rank}/{world_size}"]
+        done = subprocess.run(call, check=False, stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            told = [line for line in done.stderr.splitlines() if line.strip()] or [f"it ended with {done.returncode}"]
+            raise DataError(f"part {rank} of {world_size}: {told[-1].removeprefix('error: ')}")
+
+
 def _encoded(recipe: Recipe, unit: int) -> Iterator[Item]:
     refining = RefineConfig(**recipe.refining)
     for recording, notes in recipe.episodes(unit):
@@ -81,7 +100,7 @@ def run_here(recipe: Recipe, output: Path, *, workers: int, overwrite: bool = Fa
         MissingDependencyError: datatrove is not installed.
         DataError: A task failed, the output exists or can't be written, or another process converts to it now.
     """
-    _executor("local")
+    executor_class("local")
     check_replaceable(output, overwrite)
     spool = Spool(output)
     with spool.alone():
@@ -89,32 +108,85 @@ def run_here(recipe: Recipe, output: Path, *, workers: int, overwrite: bool = Fa
         spool.remove_halves()
         if missing := set(range(recipe.units)) - spool.finished():
             _forget(spool, missing)
-            _encode_here(spool, recipe.units, min(workers, len(missing)))
+            told = f"{recipe.units} units of {str(spool.output)!r}"
+            step = {"EncodeUnit": [str(spool.output)]}
+            child = _Child(step, tasks=recipe.units, workers=min(workers, len(missing)), logs=spool.logs)
+            child.watch(spool.finished, recipe.units, "units", told)
         manifest = assemble(spool, overwrite=overwrite)
         shutil.rmtree(spool.folder)
     return manifest
 
 
-def _encode_here(spool: Spool, units: int, workers: int) -> None:
-    """Run the tasks in a process of its own, whose chatter goes to a file, and show how many units are there."""
-    spool.logs.mkdir(parents=True, exist_ok=True)
-    log = spool.logs / "executor.log"
-    command = [sys.executable, "-m", "wam_video.data.tasks", str(spool.output), str(units), str(workers)]
-    with log.open("ab") as chatter:
-        begin = chatter.tell()
-        child = subprocess.Popen(command, stdout=chatter, stderr=chatter, start_new_session=True)
-    try:
-        for _ in progress(_appearing(spool, child), total=units, what="units"):
-            pass
-    finally:
-        if child.poll() is None:
-            os.killpg(child.pid, signal.SIGTERM)
-        child.wait()
-    if child.returncode:
-        raise DataError(
-            f"encoding stopped after {len(spool.finished())} of {units} units{_reason(log, begin)}. More stands in {log} and "
-            f"in {spool.logs / 'logs'}; start it again to go on"
-        )
+def run_parts(
+    part: Part,
+    logs: Path,
+    name: str,
+    *,
+    parts: int,
+    options: Mapping[str, str],
+    done: Callable[[], set[str]] = set,
+    total: int = 0,
+) -> None:
+    """Run all parts of a command here, or hand them to a cluster. What is finished is the command's own business.
+
+    Args:
+        part: The command.
+        logs: Folder of what the tasks say; removed after work that was done here.
+        name: A key of `executors.EXECUTORS`.
+        parts: How many there are, all at a time.
+        options: Of the executor of a cluster; see `submit`.
+        done: Names what is finished, for the progress of work here.
+        total: Of those.
+
+    Raises:
+        MissingDependencyError: datatrove is not installed.
+        ConfigError: As `submit` does.
+        DataError: A part failed, or the cluster refuses them.
+    """
+    executor, given = chosen(name, options)
+    if name == "local":
+        child = _Child({"Part": [list(part.command)]}, tasks=parts, workers=parts, logs=logs)
+        child.watch(done, total, "shards", f"{total} shards")
+        shutil.rmtree(logs, ignore_errors=True)
+        return
+    tasks = executor(pipeline=[part], tasks=parts, workers=parts, logging_dir=str(logs), skip_completed=False, **given)
+    launch(tasks, name)
+
+
+class _Child:
+    """Tasks of this machine under a process of their own, whose chatter goes to a file."""
+
+    def __init__(self, step: Mapping[str, Sequence[Any]], *, tasks: int, workers: int, logs: Path) -> None:
+        """Start them."""
+        try:
+            logs.mkdir(parents=True, exist_ok=True)
+            self._logs, self._log = logs, logs / "executor.log"
+            with self._log.open("ab") as chatter:
+                self._begin = chatter.tell()
+                request = json.dumps({"step": step, "tasks": tasks, "workers": workers, "logs": str(logs)})
+                command = [sys.executable, "-m", "wam_video.data.tasks", request]
+                self._child = subprocess.Popen(command, stdout=chatter, stderr=chatter, start_new_session=True)
+        except OSError as error:
+            raise DataError(f"can't write {str(logs)!r}: {error.strerror}; give another --output") from error
+
+    def watch(self, done: Callable[[], set[Any]], total: int, what: str, told: str) -> None:
+        """Show how much is done until all tasks have ended; end them if this is interrupted.
+
+        Raises:
+            DataError: One of them failed.
+        """
+        try:
+            for _ in progress(_appearing(done, self._child), total=total, what=what):
+                pass
+        finally:
+            if self._child.poll() is None:
+                os.killpg(self._child.pid, signal.SIGTERM)
+            self._child.wait()
+        if self._child.returncode:
+            raise DataError(
+                f"encoding stopped after {len(done())} of {told}{_reason(self._log, self._begin)}. More stands in "
+                f"{self._log} and in {self._logs / 'logs'}; start it again to go on"
+            )
 
 
 def _reason(log: Path, begin: int) -> str:
@@ -126,12 +198,12 @@ def _reason(log: Path, begin: int) -> str:
     return f": {told[-1]}" if told else ""
 
 
-def _appearing(spool: Spool, child: "subprocess.Popen[bytes]") -> Iterator[int]:
-    seen: set[int] = set()
+def _appearing(done: Callable[[], set[Any]], child: "subprocess.Popen[bytes]") -> Iterator[Any]:
+    seen: set[Any] = set()
     running = True
     while running:
         running = child.poll() is None
-        found = spool.finished() - seen
+        found = done() - seen
         yield from sorted(found)
         seen |= found
         if running:
@@ -156,21 +228,8 @@ def submit(
         ConfigError: An option is unknown, reserved or missing, or the cluster's commands are not on this machine.
         DataError: The output exists, another conversion is under way there, or the cluster refuses the tasks.
     """
-    executor = _executor(name)
     check_replaceable(output, overwrite)
-    known = signature(executor).parameters
-    allowed = [key for key in known if key not in _OURS]
-    for key in options:
-        if key not in allowed:
-            raise ConfigError(one_of(f"--executor-option of {name}", key, allowed))
-    needed = [key for key in allowed if known[key].default is known[key].empty and key not in options]
-    if needed:
-        raise ConfigError(f"--executor {name} needs --executor-option {needed[0]}=...; see datatrove's executor")
-    if name == "slurm" and shutil.which("sbatch") is None:
-        raise ConfigError("--executor slurm needs the command sbatch, which is not on this machine; run it where it is")
-    if name == "ray" and find_spec("ray") is None:
-        raise ConfigError("--executor ray needs the package ray, which is not installed: pip install ray")
-    given = {key: _typed(name, key, value, known[key].default) for key, value in options.items()}
+    executor, given = chosen(name, options)
     spool = Spool(output)
     began = not spool.under_way
     spool.open(recipe)
@@ -178,7 +237,8 @@ def submit(
     units = executor(
         pipeline=[EncodeUnit(str(output))], tasks=recipe.units, workers=workers, logging_dir=str(spool.logs), **given
     )
-    last = {**given, "job_name": f"{given.get('job_name', 'units')}_assemble"} if "job_name" in known else given
+    named = "job_name" in signature(executor).parameters
+    last = {**given, "job_name": f"{given.get('job_name', 'units')}_assemble"} if named else given
     assembling = executor(
         pipeline=[Assemble(str(output), overwrite)],
         tasks=1,
@@ -187,34 +247,11 @@ def submit(
         **last,
     )
     try:
-        assembling.run()
-    except (OSError, subprocess.CalledProcessError, ImportError) as error:
+        launch(assembling, name)
+    except DataError:
         if began:
             shutil.rmtree(spool.folder, ignore_errors=True)
-        raise DataError(
-            f"--executor {name} refuses the tasks: {_said(error)}; mend the options and try again"
-        ) from error
-
-
-def _said(error: Exception) -> str:
-    """Return what went wrong on one line; what a cluster's command itself says goes straight to the terminal."""
-    if isinstance(error, subprocess.CalledProcessError):
-        return f"{error.cmd[0]} ended with {error.returncode}, its words stand above"
-    return first_line(error)
-
-
-def _typed(executor: str, key: str, value: Any, like: Any) -> Any:
-    """Return an option of the command line as what the executor's own default is."""
-    if isinstance(like, bool) and str(value).lower() in ("true", "false"):
-        return str(value).lower() == "true"
-    if not isinstance(like, int | float):
-        return value
-    try:
-        return type(like)(value) if not isinstance(like, bool) else {}[value]
-    except (ValueError, KeyError) as error:
-        raise ConfigError(
-            f"--executor-option {key} of {executor} is {value!r}; it must be like its default, {like!r}"
-        ) from error
+        raise
 
 
 def status(output: Path) -> str:
@@ -249,13 +286,6 @@ def _ranges(numbers: Iterable[int], most: int = 8) -> str:
     return ", ".join(told) + (", ..." if len(found) > most else "")
 
 
-def _executor(name: str) -> Any:
-    try:
-        return getattr(import_module(f"datatrove.executor.{name}"), EXECUTORS[name])
-    except ImportError as error:
-        raise MissingDependencyError("datatrove", "scale", "conversion by tasks") from error
-
-
 def _forget(spool: Spool, units: Iterable[int]) -> None:
     """Take away datatrove's marks of units that are not there, or it would leave them out."""
     for unit in units:
@@ -269,14 +299,18 @@ def _die_with(parent: int) -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def main(output: str, units: int, workers: int) -> None:
-    """Run the tasks of a conversion; `run_here` starts this in a process of its own."""
+def main(request: str) -> None:
+    """Run tasks; `_Child` starts this in a process of its own."""
     threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
+    asked = json.loads(request)
+    ((name, fields),) = asked["step"].items()
+    # of the module by its name, not of the script that this is: tasks in other processes must find it
+    module = import_module("wam_video.data.tasks")
+    step = module.Part(tuple(fields[0])) if name == "Part" else module.EncodeUnit(*fields)
+    options = {"tasks": asked["tasks"], "workers": asked["workers"], "logging_dir": asked["logs"]}
     with suppress(KeyboardInterrupt):
-        _executor("local")(
-            pipeline=[EncodeUnit(output)], tasks=units, workers=workers, logging_dir=str(Spool(output).logs)
-        ).run()
+        executor_class("local")(pipeline=[step], skip_completed=name != "Part", **options).run()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1])
