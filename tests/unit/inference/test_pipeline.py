@@ -296,3 +296,29 @@ def test_a_half_precision_network_runs_every_mode() -> None:
         assert all(
             x is None or (x.dtype == np.float32 and np.isfinite(x).all()) for x in (output.actions, output.video)
         )
+
+
+def test_a_model_that_is_told_relative_actions_returns_the_robots_own_and_needs_the_state():
+    pipe = tiny_pipeline()
+    plain = pipe.processor.config
+    first, *others = (dict(body) for body in plain.embodiments)
+    width = min(first["action_dim"], first["state_dim"])
+    first |= {
+        "action_names": [f"a{i}" for i in range(first["action_dim"])],
+        "state_names": [f"a{i}" for i in range(first["state_dim"])],
+        "action_kinds": ["absolute"] * first["action_dim"],
+    }
+    kinds = {f"a{i}": "relative" for i in range(width)}
+    told = WAMProcessor([first, *others], plain.stats, window=plain.window, actions={first["name"]: kinds})
+    batch = fake_batch(pipe, batch_size=1)
+    assert batch.embodiments == (first["name"],)
+    past = batch.video[:, :, :, : batch.num_context_frames].permute(0, 1, 3, 4, 5, 2).numpy()
+    call = {"mode": "policy", "video": past, "embodiment": first["name"], "num_inference_steps": 2, "output_type": "pt"}
+    state = batch.state[:, : first["state_dim"]]
+    recorded = pipe(**call, state=state.numpy(), generator=torch.Generator().manual_seed(0)).actions
+    pipe.register_modules(processor=told)
+    relative = pipe(**call, state=state.numpy(), generator=torch.Generator().manual_seed(0)).actions
+    recorded[..., :width] += state[:, None, :width]  # the same words, said from the state on
+    assert torch.allclose(relative, recorded, atol=1e-4)
+    with pytest.raises(ConfigError, match="state"):
+        pipe(**call, generator=torch.Generator().manual_seed(0))
