@@ -18,6 +18,7 @@ from wam_video.cli.command import run
 from wam_video.data.schema import EmbodimentSpec
 from wam_video.inference.pipeline import WAMPipeline
 from wam_video.testing import fake_shards
+from wam_video.training import trainer, watchdog
 from wam_video.training.engines import Engine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -208,6 +209,29 @@ def test_memory_that_is_not_there_is_told_in_one_line(
     (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert "out of memory; lower batch_size" in told
     assert told.endswith("(CUDA out of memory. Tried to allocate 2.00 GiB.)")
+
+
+def test_a_model_that_takes_long_to_build_is_not_called_a_hang(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    barks, build, work = [], trainer.Trainer.__init__, trainer.Trainer.run
+
+    def slowly(*arguments: object, **options: object) -> None:
+        time.sleep(1.0)  # as a download would
+        build(*arguments, **options)
+
+    def at_last(*arguments: object) -> None:
+        assert barks == []
+        time.sleep(1.0)
+        work(*arguments)
+
+    monkeypatch.setattr(watchdog.Watchdog, "_end", lambda *_: barks.append("hangs"))
+    monkeypatch.setattr(watchdog.faulthandler, "dump_traceback_later", lambda *_, **__: None)
+    monkeypatch.setattr(trainer.Trainer, "__init__", slowly)
+    monkeypatch.setattr(trainer.Trainer, "run", at_last)
+    more = ("health.hang_seconds=0.5", "steps=3")
+    assert run(command.main, arguments(shards, tmp_path / "out", *more)) == 0
+    assert barks, "training itself is watched"
 
 
 @pytest.mark.slow

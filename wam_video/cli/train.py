@@ -126,14 +126,13 @@ def _train(config: "TrainConfig", *, watch: bool) -> int:
     watchdog = Watchdog(Path(config.output_dir), engine.rank, config.health.hang_seconds)
     trainer = None
     try:
-        with watchdog:
-            feed = ShardFeed(config.data, config.seed, with_teacher=config.teacher.kind != "none")
-            trainer = Trainer(config, feed, engine, should_stop=request.is_made)
-            trackers = _open_output(config, trainer)
-            _LOG.info("%s, %d parameters", engine.describe(), sum(p.numel() for p in engine.module.parameters()))
-            hooks = _callbacks(config, trackers, watch=watch)
-            with request:
-                trainer.run([hook for each in hooks for hook in (each, watchdog)], trackers)
+        feed = ShardFeed(config.data, config.seed, with_teacher=config.teacher.kind != "none")
+        trainer = Trainer(config, feed, engine, should_stop=request.is_made)
+        trackers = _open_output(config, trainer)
+        _LOG.info("%s, %d parameters", engine.describe(), sum(p.numel() for p in engine.module.parameters()))
+        hooks = _callbacks(config, trackers, watch=watch)
+        with request, watchdog:  # not before: to fetch weights or to hash a checkpoint may take longer than any step
+            trainer.run([hook for each in hooks for hook in (each, watchdog)], trackers)
     except (TrainingFailedError, SavingFailedError, DataWorkerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED

@@ -21,8 +21,8 @@ class HealthConfig:
     straggler_intervals: int = 3
     """After so many log intervals in a row."""
     hang_seconds: float = 1800.0
-    """When no step, validation or checkpoint ends for so long, the stacks are written to `<output>/hang-rank<r>.txt` and the
-    process exits with code 70; 0: never."""
+    """When, once training has begun, no step, validation or checkpoint ends for so long, the stacks are written to
+    `<output>/hang-rank<r>.txt` and the process exits with code 70; 0: never."""
     collective_timeout_s: float = 2700.0
     """How long a process waits for the others in an exchange before it gives up with code 1. Above `hang_seconds`, every process
     says where it hangs before."""
