@@ -23,6 +23,10 @@ class CheckpointError(WamError, RuntimeError):
     """A checkpoint folder that is incomplete, altered or of another model."""
 
 
+class ToldError(WamError):
+    """Another process of the run refuses and prints why; the command line of this one prints nothing, and ends alike."""
+
+
 class MissingDependencyError(WamError, ImportError):
     """An optional package that is not installed; the message names the extra that brings it."""
 

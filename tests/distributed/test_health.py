@@ -125,6 +125,14 @@ def test_what_is_not_finite_on_one_process_is_skipped_by_both_and_written_down(
     assert not any("skipped" in words for _, words in results[1:]), "one line, not one a process"
 
 
+def test_a_resume_that_is_refused_is_told_by_the_main_process_alone(forks: Runs, shards: Path, tmp_path: Path) -> None:
+    first = two(forks, "none", arguments(shards, tmp_path, "steps=3"))
+    assert [code for code, _ in first] == [0, 0], first
+    (code, words), other = two(forks, "none", arguments(shards, tmp_path, "steps=3", "seed=7"))
+    assert code == 2 and words.count("error: seed is 7") == 1, words
+    assert other[0] == 2 and "error" not in other[1], other
+
+
 def test_a_killed_process_is_told_in_one_line_and_the_run_ends_as_if_nothing_had_happened(
     forks: Runs, shards: Path, tmp_path: Path
 ) -> None:

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from wam_video.errors import CheckpointError
+from wam_video.errors import CheckpointError, ToldError
 from wam_video.log import get_logger
 from wam_video.training.checkpoint import CheckpointStore, Contents, Files, verify
 from wam_video.training.config import TrainConfig
@@ -101,7 +101,7 @@ class Saver:
         """Take the folder for this run.
 
         Raises:
-            CheckpointError: Another run has it, or it can't be written.
+            CheckpointError: Another run has it, or it can't be written; other processes raise `ToldError`.
         """
         error: CheckpointError | None = None
         if self._is_main:
@@ -110,7 +110,7 @@ class Saver:
             except CheckpointError as refused:
                 error = refused
         if self._sum(error is not None):
-            raise error or CheckpointError("the main process can't have the folder of checkpoints; it tells why")
+            raise error or ToldError("the main process can't have the folder of checkpoints, and tells why")
 
     def newest(self) -> Path | None:
         """Return the newest checkpoint whose files agree with their hashes; None if none was ever committed.

@@ -105,7 +105,8 @@ class Trainer:
         }
         self._facts |= {"base": self.parts.base_hash, "teacher": self.teacher and self.teacher.fingerprint}
         self._saver.open()
-        self._resume()
+        with engine.together():
+            self._resume()
         self.start_step = self._saved = self.progress.step
         self.tally = Tally(sorted(config.data.datasets), engine.device)
         self.pace = Pace(engine.device)

@@ -6,8 +6,8 @@ multiplies their divisors back.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from wam_video.errors import ToldError, WamError
 from wam_video.training.config import FSDPConfig, TrainConfig
 from wam_video.training.engines.weights import Weights
 
@@ -177,6 +178,25 @@ class Engine(ABC):
         if self.num_processes == 1:
             return values
         return self._accelerator.reduce(values, reduction="sum")  # type: ignore[return-value]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Go on after the block if no process refused in it (`WamError`); one word is enough, and it is printed once.
+
+        Raises:
+            WamError: This process's own, on the main process, or where that one did not refuse; else `ToldError`.
+        """
+        refused: WamError | None = None
+        try:
+            yield
+        except WamError as error:
+            refused = error
+        told = torch.tensor([refused is not None, self.is_main and refused is not None], device=self.device)
+        refusals, by_main = self.sum(told.float()).tolist()
+        if refused is not None and (self.is_main or not by_main):
+            raise refused
+        if refusals:
+            raise ToldError("another process can't go on, and tells why")
 
     def gather(self, name: str, pieces: Mapping[int, Shaped[Tensor, " _"]]) -> Float[Tensor, "*shape"] | None:
         """Put a parameter together on the main process; every process calls it with the same names in the same order.
