@@ -23,13 +23,14 @@ import av
 from av.filter import Graph
 
 from wam_video.cli import bench_formats as formats
-from wam_video.cli.bench_data import processor, summary
+from wam_video.cli.bench_data import summary
 from wam_video.cli.options import parse_size
 from wam_video.data.convert import convert
 from wam_video.data.encode import WriterConfig
 from wam_video.data.sources import open_source
 from wam_video.data.video import encode_mp4, h264_options
 from wam_video.errors import ConfigError, DataError, first_line
+from wam_video.evaluation.provenance import processor
 from wam_video.log import progress
 
 _EXAMPLE = "example: wam-video bench convert --videos clips/ --size 256x256 --limit 20 --output convert.json"

@@ -22,6 +22,7 @@ import torch
 from wam_video.cli import bench_formats as formats
 from wam_video.data.loader import DataConfig, DatasetConfig, WindowDataset, make_loader
 from wam_video.data.windows import WindowConfig
+from wam_video.evaluation.provenance import processor
 from wam_video.log import progress
 
 FRAMES = 33
@@ -95,13 +96,6 @@ def _about(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "torch": torch.__version__,
         "processor": processor(),
     }
-
-
-def processor() -> str:
-    """Return what the machine calls its processor."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def _dataset(folder: Path, group: int = 8) -> WindowDataset:

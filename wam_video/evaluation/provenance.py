@@ -24,11 +24,12 @@ def provenance(command: str, device: str) -> dict[str, Any]:
         "library_version": __version__,
         "commit": commit(),
         "date": datetime.now(UTC).date().isoformat(),
-        "hardware": {"cpu": _cpu(), "cpus": cpu_count(), **environment(device)},
+        "hardware": {"cpu": processor(), "cpus": cpu_count(), **environment(device)},
     }
 
 
-def _cpu() -> str:
+def processor() -> str:
+    """Return what the machine calls its processor."""
     try:
         lines = _CPUS.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
