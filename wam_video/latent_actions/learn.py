@@ -65,6 +65,10 @@ class LearnConfig:
         ):
             if not low <= value <= high:
                 raise ConfigError(f"{what} is {value}; allowed: {low} to {high}")
+        if self.reconstruction == 0 and not (self.labels and self.label_weight):
+            raise ConfigError(
+                "reconstruction is 0, and there is nothing else to learn from; give labels, or more than 0"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +85,7 @@ def learn(data: Path, body: Body, model: LatentModelConfig, config: LearnConfig)
 
     Raises:
         DataError: The shards hold no pairs, or can't be read.
-        ConfigError: The interval does not fit the video, or labels are asked for that are not there.
+        ConfigError: The interval does not fit the video, labels are asked for that are not there, or the loss is not finite.
     """
     fit, held, where = _split(data, body)
     pairs = load_pairs(data, fit, body, model, config.max_pairs)
@@ -129,9 +133,9 @@ def _labelled(pairs: Pairs, config: LearnConfig, model: LatentModelConfig) -> Bo
         return torch.zeros(len(pairs), dtype=torch.bool)
     chosen = torch.tensor([episode_share(name) < config.labels for name in pairs.episodes])
     known = chosen & pairs.actions.isfinite().all(1) if model.action_dim else torch.zeros_like(chosen)
-    if not known.any():
+    if (count := int(known.sum())) < 2:  # of one there is no deviation
         raise ConfigError(
-            f"labels is {config.labels}, and no pair of that share of the episodes has actions; give more, or 0"
+            f"labels is {config.labels}, and {count} pair(s) of that share of the episodes have actions; give more, or 0"
         )
     return known
 
@@ -141,8 +145,9 @@ def _train(
 ) -> tuple[list[tuple[int, float]], int]:
     """Fit the network; return losses by step, and how many codes were revived."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=1e-4)
+    rise = 0.05 if config.steps != 20 else 0.1  # torch divides by the steps of the rise but one: of 20, by none
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.lr, total_steps=max(2, config.steps), pct_start=0.05, cycle_momentum=False
+        optimizer, config.lr, total_steps=max(2, config.steps), pct_start=rise, cycle_momentum=False
     )
     generator = torch.Generator().manual_seed(config.seed)
     targets = pairs.actions
@@ -162,6 +167,8 @@ def _train(
         known = labelled[rows]
         if network.reader is not None and known.any():
             loss = loss + config.label_weight * F.mse_loss(network.reader(reading.latent[known]), targets[rows[known]])
+        if not loss.isfinite():
+            raise ConfigError(f"the loss is {loss.item()} at step {step}; lower lr ({config.lr:g}) or the weights")
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -222,7 +229,7 @@ def measure(network: LatentActionModel, pairs: Pairs, config: LearnConfig) -> di
         explained[name] = round(float(1 - wrong / still.clamp(min=_TINY)), 6)
         plain[name] = float(squares.clamp(min=_TINY))
     flags = []
-    if explained["own"] <= max(explained["another"], explained["mean"]) + _TELLS:
+    if not explained["own"] > max(explained["another"], explained["mean"]) + _TELLS:
         flags.append("the latents tell nothing of the second frame: another pair's explain as much")
     figures: dict[str, Any] = {
         "explained": explained,
@@ -230,7 +237,9 @@ def measure(network: LatentActionModel, pairs: Pairs, config: LearnConfig) -> di
     }
     known = pairs.actions.isfinite().all(1)
     if network.reader is not None and int(known.sum()) > 1:
-        figures["actions"] = _reading(network, latents[known], pairs.actions[known])
+        figures["actions"] = read = _reading(network, latents[known], pairs.actions[known])
+        if not read["r2_own"] > max(read["r2_another"], 0) + _TELLS:
+            flags.append("true actions can't be read: another pair's latent or the mean action tells as much")
     if network.codebook is not None:
         figures["codes"] = codes = _codes(network, pairs)
         if codes["perplexity"] < 2:
@@ -242,10 +251,12 @@ def _reading(
     network: LatentActionModel, latents: Float[Tensor, "n d"], actions: Float[Tensor, "n da"]
 ) -> dict[str, float]:
     """Return R2 of the line that was trained with the network, over all dimensions, and of other pairs' latents."""
-    spread = ((actions - actions.mean(0)) / network.action_scale).square().sum()
+    # what never changed where the line was fitted has no unit, and no part in the score
+    units = torch.where(network.action_scale > _TINY, network.action_scale, torch.inf)
+    spread = ((actions - actions.mean(0)) / units).square().sum()
     found = {}
     for name, used in (("own", latents), ("another", latents.roll(max(1, len(latents) // 2), 0))):
-        wrong = ((network.read(used) - actions) / network.action_scale).square().sum()
+        wrong = ((network.read(used) - actions) / units).square().sum()
         found[f"r2_{name}"] = round(float(1 - wrong / spread.clamp(min=_TINY)), 6)
     return found
 

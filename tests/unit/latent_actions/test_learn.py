@@ -8,8 +8,8 @@ from tests.unit.latent_actions.square import write
 from wam_video.data.manifest import load_manifest
 from wam_video.errors import CheckpointError, ConfigError, DataError
 from wam_video.latent_actions.files import load_model, save_model
-from wam_video.latent_actions.learn import LearnConfig, learn, measure
-from wam_video.latent_actions.networks import DIMS, LatentModelConfig
+from wam_video.latent_actions.learn import LearnConfig, _labelled, _train, learn, measure
+from wam_video.latent_actions.networks import DIMS, LatentActionModel, LatentModelConfig
 from wam_video.latent_actions.pairs import Body, Pairs, load_pairs, ready
 
 pytest.importorskip("cv2")
@@ -91,8 +91,56 @@ def test_weak_labels_are_of_the_episodes_that_a_run_would_read(many: Path) -> No
     pairs = learned.figures["pairs"]
     assert 0.1 < pairs["labelled"] / pairs["train"] < 0.4
     assert set(learned.figures["actions"]) == {"r2_own", "r2_another"}
-    with pytest.raises(ConfigError, match="no pair of that share"):
+    with pytest.raises(ConfigError, match=r"0 pair\(s\) of that share"):
         learn(many, body, config, LearnConfig(steps=4, labels=1e-6))
+
+
+def made_up(count: int = 24, channels: int = 2) -> Pairs:
+    generator = torch.Generator().manual_seed(0)
+    return Pairs(
+        kept=torch.rand(count, channels, 16, 16, generator=generator),
+        episodes=tuple(f"e{i // 4}" for i in range(count)),
+        actions=torch.randn(count, 2, generator=generator),
+    )
+
+
+def fitted(labelled: torch.Tensor, pairs: Pairs, **settings: object) -> LatentActionModel:
+    torch.manual_seed(0)
+    model = LatentActionModel(LatentModelConfig(method="flow", side=16, width=8, action_dim=2 * int(labelled.any())))
+    _train(model, pairs, labelled, LearnConfig(batch_size=8, **settings))
+    return model.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 19, 20, 21])
+def test_any_number_of_steps_has_a_schedule(steps: int) -> None:
+    fitted(torch.zeros(24, dtype=torch.bool), made_up(), steps=steps)
+
+
+def test_what_can_not_be_learned_is_told_and_no_broken_model_comes_of_it() -> None:
+    pairs = made_up()
+    with pytest.raises(ConfigError, match="lower lr"):
+        fitted(torch.zeros(24, dtype=torch.bool), replace(pairs, kept=pairs.kept * torch.nan), steps=2)
+    with pytest.raises(ConfigError, match="nothing else to learn from"):
+        LearnConfig(reconstruction=0)
+    one = replace(pairs, actions=torch.full_like(pairs.actions, torch.nan).index_fill(0, torch.tensor([0]), 1.0))
+    with pytest.raises(ConfigError, match=r"1 pair\(s\) of that share"):
+        _labelled(one, LearnConfig(labels=1.0), LatentModelConfig(action_dim=2))
+
+
+def test_a_reading_that_is_no_better_than_another_pairs_is_flagged_and_constant_actions_do_not_count() -> None:
+    pairs = made_up()
+    moving = replace(pairs, actions=pairs.actions * torch.tensor([1.0, 0.0]))
+    model = fitted(torch.ones(24, dtype=torch.bool), moving, steps=3, labels=1.0)
+    figures = measure(model, replace(pairs, actions=pairs.actions.flip(0)), LearnConfig())
+    assert any("can't be read" in flag for flag in figures["flags"])
+    right = moving.actions[:, :1] * torch.ones(1, 14)
+    model.label = lambda x: right
+    model.reader.weight.zero_()
+    model.reader.weight[0, 0] = 1 / model.action_scale[0]
+    model.reader.bias.copy_(-model.action_mean / model.action_scale)
+    figures = measure(model, pairs, LearnConfig())
+    assert figures["actions"]["r2_own"] > 0.99, "the second never changed where the line was fitted"
+    assert not any("can't be read" in flag for flag in figures["flags"])
 
 
 def test_a_line_trained_with_the_network_reads_actions_in_their_own_units(many: Path) -> None:
