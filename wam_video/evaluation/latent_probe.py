@@ -63,6 +63,8 @@ class ProbeConfig:
             )
         if not 0 <= self.delay_s <= 5:
             raise ConfigError(f"delay is {self.delay_s}; allowed: 0 to 5 seconds")
+        if not 0 <= self.seed < 2**31:
+            raise ConfigError(f"seed is {self.seed}; allowed: 0 to {2**31 - 1}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +95,7 @@ def probe(folder: Path, config: ProbeConfig) -> dict[str, Any]:
         `flags`. Target `recorded` is the action as recorded, `relative` is it less the state at the pair's beginning.
 
     Raises:
-        DataError: The folder has no latent actions, no true ones beside them, or too few episodes.
+        DataError: The folder has no latent actions, no true ones that change beside them, or too few episodes.
         ConfigError: Relative actions are asked for, and the state is not as wide as they are.
     """
     manifest = load_manifest(folder)
@@ -186,7 +188,8 @@ def _read(
         episodes += [sample.episode_id] * len(rows)
     if not episodes:
         raise DataError(
-            f"{str(folder)!r} keeps no true actions beside the latent ones; label recordings that have them"
+            f"{str(folder)!r} keeps no true actions beside the latent ones, or none so much before them (delay {config.delay_s:g} s); "
+            "label recordings that have them, or lower --delay"
         )
     joined = {name: torch.cat(parts).double() for name, parts in columns.items() if parts}
     state = joined.pop("state", None)
@@ -234,6 +237,8 @@ def _measure(
     bootstrap = BootstrapConfig(seed=config.seed)
     names = source.action_names or tuple(f"action {i}" for i in range(source.action_dim))
     total = torch.cat(spread)
+    if not bool(total.any()):
+        raise DataError("the true actions never change in these recordings; there is nothing to probe for")
     errors = {name: torch.cat(rows) for name, rows in wrong.items()}
     rows = []
     for name, error in errors.items():

@@ -38,8 +38,10 @@ def save_model(model: LatentActionModel, figures: Mapping[str, Any], folder: Pat
         if folder.is_dir():
             folder.rmdir()
         partial.rename(folder)
-    except OSError as error:
-        raise DataError(f"can't write to {str(folder)!r}: {error.strerror or error}; choose another folder") from error
+    except (OSError, SafetensorError) as error:  # the latter is how its writer tells of a full disk
+        raise DataError(
+            f"can't write to {str(folder)!r}: {first_line(error)}; make room or choose another folder"
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return digest

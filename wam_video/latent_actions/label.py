@@ -21,7 +21,7 @@ from wam_video.data.manifest import Manifest, SampleEntry, ShardEntry, load_mani
 from wam_video.data.reader import decode_clip, read_sample
 from wam_video.data.rewrite import rewrite_shards
 from wam_video.data.schema import EmbodimentSpec, check_name
-from wam_video.errors import DataError
+from wam_video.errors import ConfigError, DataError
 from wam_video.latent_actions.networks import LatentActionModel, LatentModelConfig
 from wam_video.latent_actions.pairs import Body, inputs, ready
 
@@ -64,14 +64,22 @@ def label(data: Path, output: Path, model: LatentActionModel, digest: str, body:
         name: Of the new embodiment; `latent_<method><dim>` by default.
 
     Raises:
-        DataError: The shards hold latents of a codec, a sample can't be read, or the output can't be written.
-        ConfigError: The model's interval is no whole number of stored frames.
+        DataError: The shards hold latents of a codec or no clip as long as the interval, a sample can't be read, or the output
+            can't be written.
+        ConfigError: The model's interval is no whole number of stored frames, or a body of the source has that name.
     """
     manifest = load_manifest(data)
     for key, what in ((ENCODED, "latents of a codec, not pixels alone"), (OPTION, "latent actions already")):
         if key in manifest.options:
             raise DataError(f"{str(data)!r} holds {what}; give the shards that it was made from")
     spec, step = latent_spec(model.config, body.spec, name), body.step(model.config.interval_s)
+    if spec.name in manifest.embodiments:
+        raise ConfigError(f"--name is {spec.name!r}, a body of {str(data)!r} itself; give another, or leave it out")
+    if not any(sample.num_frames > step for split in ("train", "val") for _, sample in body.samples(manifest, split)):
+        raise DataError(
+            f"{str(data)!r} holds no two frames of {body.spec.name!r} {model.config.interval_s:g} s apart; train a model of "
+            "a shorter interval"
+        )
     about = {
         "model": digest,
         "config": asdict(model.config),

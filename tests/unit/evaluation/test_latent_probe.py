@@ -7,6 +7,7 @@ import pytest
 from tests.unit.latent_actions.square import SPEC, write
 from wam_video.data.manifest import load_manifest
 from wam_video.errors import ConfigError, DataError
+from wam_video.evaluation import latent_probe as probing
 from wam_video.evaluation.latent_probe import CONDITIONS, ProbeConfig, probe
 from wam_video.evaluation.latent_probe_page import write_probe
 from wam_video.latent_actions import label as module
@@ -89,6 +90,19 @@ def test_what_can_not_be_probed_is_refused(source: Path, tmp_path: Path, monkeyp
     few = labelled(write(tmp_path / "few", episodes=3), tmp_path / "l", monkeypatch, moved)
     with pytest.raises(DataError, match="4 are needed"):
         probe(few, ProbeConfig())
-    for wrong in ({"folds": 1}, {"max_pairs": 1}, {"delay_s": -1.0}):
+    with pytest.raises(DataError, match="lower --delay"):
+        probe(few, ProbeConfig(folds=3, delay_s=5))
+    for wrong in ({"folds": 1}, {"max_pairs": 1}, {"delay_s": -1.0}, {"seed": 2**70}):
         with pytest.raises(ConfigError, match="allowed"):
             ProbeConfig(**wrong)
+
+
+def test_actions_that_never_change_are_nothing_to_probe_for(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = labelled(source, tmp_path / "l", monkeypatch, moved)
+    monkeypatch.setattr(
+        probing, "mean_actions", lambda actions, rate, starts, interval: np.ones((len(starts), 2), np.float32)
+    )
+    with pytest.raises(DataError, match="never change"):
+        probe(folder, ProbeConfig(folds=4))

@@ -13,7 +13,7 @@ from wam_video.data.normalize import load_stats
 from wam_video.data.reader import load_clip, load_npy, read_sample
 from wam_video.data.verify import verify
 from wam_video.data.windows import WindowConfig
-from wam_video.errors import DataError
+from wam_video.errors import ConfigError, DataError
 from wam_video.latent_actions import label as module
 from wam_video.latent_actions.label import label, label_frames
 from wam_video.latent_actions.networks import LatentActionModel, LatentModelConfig
@@ -102,6 +102,15 @@ def test_what_was_begun_with_another_model_is_not_gone_on_with(squares: Path, tm
         made(squares, tmp_path / "out")
     with pytest.raises(DataError, match="latent actions already"):
         made(tmp_path / "out", tmp_path / "twice")
+
+
+def test_labels_that_would_be_none_or_pass_for_the_robots_own_are_refused(squares: Path, tmp_path: Path) -> None:
+    body = Body.of(load_manifest(squares))
+    with pytest.raises(ConfigError, match="a body of"):
+        label(squares, tmp_path / "out", tiny(), "0" * 64, body, "square")
+    with pytest.raises(DataError, match="no two frames"):
+        made(squares, tmp_path / "out", 2.4)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_mixes_labelled_latent_labelled_and_plain_video(squares: Path, tmp_path: Path) -> None:
