@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from wam_video.cli.bench import build_parser
 from wam_video.cli.bench_policy import bench_policy, parse_way, random_pipeline
 from wam_video.errors import ConfigError
-from wam_video.evaluation.policy_bench import PARTS, PolicyBenchConfig, _Robot, measure, summary
+from wam_video.evaluation.policy_bench import PARTS, PolicyBenchConfig, _Robot, measure, run_as, summary
 from wam_video.testing import fake_shards, tiny_pipeline
 
 CAUSAL = {"attention": {"pattern": "causal", "chunk_frames": 2}}
@@ -55,7 +55,7 @@ def test_a_checkpoint_is_measured_and_drawn(model: dict[str, Any], tmp_path: Pat
 def test_the_calls_are_put_back() -> None:
     pipe = tiny_pipeline()
     config = PolicyBenchConfig(variants=(parse_way("steps=1"),), decisions=1, warmup=0, embodiment="arm")
-    (timed,) = measure(pipe, config)["steps=1"]
+    (timed,) = measure(run_as(pipe, config.variants), config)["steps=1"]
     assert timed.total >= sum(timed.parts.values()) - 1e-9
     assert "forward" not in pipe.transformer.__dict__ and "encode" not in pipe.vae.__dict__
 
@@ -69,7 +69,7 @@ def test_a_random_network_of_a_configuration_decides() -> None:
     ]
     pipe = random_pipeline(["configs/model/tiny.yaml", "data.datasets={}", *sizes])
     config = PolicyBenchConfig(variants=(parse_way("steps=2"),), decisions=1, warmup=0)
-    assert measure(pipe, config)["steps=2"][0].calls == 2
+    assert measure(run_as(pipe, config.variants), config)["steps=2"][0].calls == 2
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_a_causal_network_without_its_cache_computes_all_that_is_remembered(path
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             found[way.name] = [robot.decide(0)]
         torchs[way.name] = counter.get_total_flops()
-    naive, cached = summary(pipe, config, found, "cpu")["variants"]
+    naive, cached = summary(run_as(pipe, ways), config, found, "cpu")["variants"]
     assert naive["calls"] == cached["calls"] == 2 and naive["flops"] > 1.5 * cached["flops"]
     assert naive["flops"] == torchs[naive["name"]]
     assert 0.94 * torchs[cached["name"]] < cached["flops"] < torchs[cached["name"]], (
@@ -109,6 +109,19 @@ def test_a_causal_network_without_its_cache_computes_all_that_is_remembered(path
     )
     with pytest.raises(ConfigError, match="recompute=1 is for causal networks"):
         _Robot(tiny_pipeline(), config, ways[0])
+
+
+def test_small_weights_are_a_way_and_their_error_is_told(tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
+    pipe = tiny_pipeline()
+    pipe.save_pretrained(tmp_path / "model")
+    shards = fake_shards(tmp_path / "shards", [pipe.processor.spec("arm")], episodes=6)
+    common = ("--model", tmp_path / "model", "--embodiment", "arm", "--decisions", 1, "--warmup", 0, "--windows", 12)
+    ways = ("--way", "steps=2,quantize=none", "--way", "steps=2")
+    plain, small = figures(*common, *ways, "--quantize", "int8", "--data", shards)["variants"]
+    assert (plain["quantize"], small["quantize"]) == ("none", "int8")
+    assert 0 < small["error"]["apart"]["value"] < 0.01 and small["flops"] == plain["flops"]
+    assert small["weights_mb"] < 0.8 * plain["weights_mb"]
 
 
 def test_the_error_of_each_way_stands_beside_the_first_ways(tmp_path: Path) -> None:

@@ -5,12 +5,13 @@ ratios within one run. Operations and roofline are of the network alone, as `wam
 """
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wam_video.cli.command import quiet_libraries
-from wam_video.cli.options import check_output, show_progress, torch_device
+from wam_video.cli.options import add_speed, check_output, show_progress, torch_device
 from wam_video.errors import ConfigError, one_of
 
 if TYPE_CHECKING:
@@ -23,9 +24,11 @@ examples:
   wam-video bench policy --config configs/model/tiny.yaml configs/data/pusht.yaml --way steps=8 --way steps=8,reuse=0.1 --page runs/bench
   wam-video bench policy --model model_cards/wam-tiny-sim --data shards/mw --way steps=16,guidance=2 --way steps=1,path=absent
   wam-video bench policy --model runs/mine/export --robots 8 --device cuda --dtype bfloat16 --peak h100
+  wam-video bench policy --model model_cards/wam-tiny-sim --data shards/mw --way steps=8 --way steps=8,quantize=int8
 
-A way is KEY=VALUE pairs of steps, path (unknown, absent, joint), guidance, reuse (tolerance), decode (0 or 1) and recompute (1: a
-causal network without its cache); what it leaves out is the checkpoint's own. Ratios and differences are to the first way."""
+A way is KEY=VALUE pairs of steps, path (unknown, absent, joint), guidance, reuse (tolerance), decode (0 or 1), recompute (1: a causal
+network without its cache), compile (default, graphs) and quantize (int8, fp8); what it leaves out is the checkpoint's own, or what
+--compile and --quantize say. Ratios and differences are to the first way."""
 
 _TYPES: dict[str, Any] = {
     "steps": int,
@@ -34,6 +37,8 @@ _TYPES: dict[str, Any] = {
     "reuse": float,
     "decode": lambda text: bool(int(text)),
     "recompute": lambda text: bool(int(text)),
+    "compile": str,
+    "quantize": str,
 }
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -60,6 +65,7 @@ def add_policy(commands: Any) -> None:
     add("--decisions", type=int, default=20, metavar="N", help="counted ones of each way (default 20)")
     add("--warmup", type=int, default=2, metavar="N", help="before them (default 2)")
     add("--robots", type=int, default=1, metavar="N", help="decided for together (default 1)")
+    add_speed(add, dtype=False)
     add("--dtype", default="float32", metavar="NAME", help="of the network: float32 (default), bfloat16 or float16")
     add(
         "--data",
@@ -83,7 +89,7 @@ def bench_policy(args: argparse.Namespace) -> dict[str, Any]:
     """
     if args.page is not None:
         check_output(args.page)
-    from wam_video.evaluation.policy_bench import PolicyBenchConfig, measure, summary
+    from wam_video.evaluation.policy_bench import PolicyBenchConfig, measure, run_as, summary
     from wam_video.evaluation.policy_bench_page import write
     from wam_video.models.devices import get_device
 
@@ -91,7 +97,7 @@ def bench_policy(args: argparse.Namespace) -> dict[str, Any]:
     device = torch_device(args.device)
     peak = args.peak or ("h100" if str(device).startswith("cuda") else "cpu")
     get_device(peak)
-    ways = [parse_way(text) for text in args.way] or [parse_way("")]
+    ways = [parse_way(text, compile=args.compile, quantize=args.quantize) for text in args.way or [""]]
     config = PolicyBenchConfig(
         variants=tuple(ways),
         decisions=args.decisions,
@@ -107,10 +113,11 @@ def bench_policy(args: argparse.Namespace) -> dict[str, Any]:
     pipe = _open(args).to(device, _dtype(args.dtype))
     pipe.set_progress_bar_config(disable=True)
     made_by = _facts(args, str(device))  # of the code that is loaded now, whatever is committed meanwhile
-    facts, errors = _errors(pipe, config, args)  # first: what is wrong with the data is told before the timing
+    pipes = run_as(pipe, config.variants)
+    facts, errors = _errors(pipes, config, args)  # first: what is wrong with the data is told before the timing
     progress = show_progress("decision")
-    found = measure(pipe, config, lambda done, total: progress("bench policy", done, total))
-    figures = {**made_by, **facts, **summary(pipe, config, found, peak)}
+    found = measure(pipes, config, lambda done, total: progress("bench policy", done, total))
+    figures = {**made_by, **facts, **summary(pipes, config, found, peak)}
     for way in figures["variants"] if errors else ():
         way["error"] = errors[way["name"]]
     if args.page is not None:
@@ -119,7 +126,7 @@ def bench_policy(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _errors(
-    pipe: "WAMPipeline", config: "PolicyBenchConfig", args: argparse.Namespace
+    pipes: "Mapping[str, WAMPipeline]", config: "PolicyBenchConfig", args: argparse.Namespace
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     from wam_video.evaluation.policy_error import measure_errors
 
@@ -127,7 +134,7 @@ def _errors(
         return {}, {}
     batches = show_progress("part")
     facts, errors = measure_errors(
-        pipe,
+        pipes,
         config.variants,
         args.data,
         windows=args.windows,
@@ -138,8 +145,8 @@ def _errors(
     return {"data": facts}, errors
 
 
-def parse_way(text: str) -> "Variant":
-    """Return the variant that `steps=1,path=absent` says.
+def parse_way(text: str, **defaults: Any) -> "Variant":
+    """Return the variant that `steps=1,path=absent` says, with `defaults` for what it leaves out.
 
     Raises:
         ConfigError: A key is unknown, or a value is none.
@@ -155,7 +162,7 @@ def parse_way(text: str) -> "Variant":
             values[key] = _TYPES[key](value)
         except ValueError as error:
             raise ConfigError(f"--way {pair!r} holds no value for {key}; see --help") from error
-    return Variant(name=text or "its own", **values)
+    return Variant(name=text or "its own", **defaults | values)
 
 
 def _dtype(name: str) -> Any:

@@ -105,6 +105,24 @@ def torch_device(name: str | None) -> str:
     return name
 
 
+def add_speed(add: Callable[..., object], *, dtype: bool = True) -> None:
+    """Add `--compile` and `--quantize`, and `--dtype` unless the command has one of its own."""
+    add(
+        "--compile",
+        default="none",
+        metavar="MODE",
+        help="none (default); default: torch.compile of each block; graphs: of the whole network, replayed as CUDA graphs",
+    )
+    add(
+        "--quantize",
+        default="none",
+        metavar="KIND",
+        help="none (default), int8 or fp8: of the blocks' linear layers, by torchao (extra 'speed'); changes the actions a little",
+    )
+    if dtype:
+        add("--dtype", metavar="NAME", help="float32, bfloat16 or float16 (default: as the checkpoint is loaded)")
+
+
 def show_progress(unit: str) -> Callable[[str, int, int], None]:
     """Return what shows how far a piece of work is: a bar on a terminal, else a line every ten seconds and at the end."""
     bars: dict[str, object] = {}

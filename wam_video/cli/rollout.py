@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wam_video.cli.command import DONE, quiet_libraries, run
-from wam_video.cli.options import check_output, parse_named, parse_options, parse_size, show_progress, torch_device
+from wam_video.cli.options import (
+    add_speed,
+    check_output,
+    parse_named,
+    parse_options,
+    parse_size,
+    show_progress,
+    torch_device,
+)
 from wam_video.errors import ConfigError
 from wam_video.log import setup_logging
 
@@ -116,6 +124,7 @@ def _add_how(result: argparse.ArgumentParser) -> None:
         help="what policy does with the future video: unknown, absent, joint (default: its own)",
     )
     add("--seed", type=int, default=1000, metavar="N", help="of the starts and the noise (default 1000)")
+    add_speed(add)
     add("--device", metavar="DEVICE", help="cpu, cuda, ... (default: cuda where there is one)")
 
 
@@ -164,6 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from wam_video.evaluation.rollout_page import summary, write
     from wam_video.evaluation.rollouts import RolloutConfig
     from wam_video.evaluation.rollouts import run as roll_out
+    from wam_video.inference.speed import SpeedConfig
 
     quiet_libraries()
     a = arguments
@@ -186,6 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         condition_on_committed=not a.no_prefix,
         continuation=a.continuation,
         device=torch_device(a.device),
+        speed=SpeedConfig(compile=a.compile, quantization=a.quantize, dtype=a.dtype),
     )
     config = RolloutConfig(
         models=parse_named("--model", a.model),

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wam_video.cli.command import DONE, quiet_libraries, run
-from wam_video.cli.options import check_output, parse_options, torch_device
+from wam_video.cli.options import add_speed, check_output, parse_options, torch_device
 from wam_video.errors import ConfigError
 from wam_video.log import get_logger, setup_logging
 
@@ -23,6 +23,7 @@ _EXAMPLE = """\
 examples:
   wam-video serve --model model_cards/wam-tiny-pusht
   wam-video serve --model runs/mine/export --dialect roboarena --map observation/exterior_image_0_left=front --execute 8
+  wam-video serve --model runs/mine/export --dtype bfloat16 --compile graphs --quantize fp8 --max-batch 2
   wam-video serve --model runs/mine/export --host 0.0.0.0 --token-file ~/.wam-token --max-sessions 32
 
   from wam_video.inference.client import Client
@@ -76,6 +77,7 @@ def _add_policy(result: argparse.ArgumentParser) -> None:
         help="how a chunk goes on from the actions that a request says are 'committed': prefix, guided, replace (default: its own)",
     )
     add("--seed", type=int, default=0, metavar="N", help="of the noise (default 0)")
+    add_speed(add)
     add("--device", metavar="DEVICE", help="cpu, cuda, ... (default: cuda where there is one)")
 
 
@@ -144,7 +146,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_exposed(arguments.host, token)
     policy, server = _configs(arguments, token)
     quiet_libraries()
-    asyncio.run(_serve(_load(arguments), policy, server, arguments))
+    pipe, facts = _load(arguments)
+    asyncio.run(_serve(pipe, policy, server, arguments, facts))
     return DONE
 
 
@@ -215,30 +218,38 @@ def _configs(a: argparse.Namespace, token: str | None) -> tuple["PolicyConfig", 
     return policy, server
 
 
-def _load(arguments: argparse.Namespace) -> "WAMPipeline":
+def _load(arguments: argparse.Namespace) -> tuple["WAMPipeline", dict[str, Any]]:
+    """Return the policy, and what clients are told of how it is run."""
     from wam_video.inference.pipeline import WAMPipeline
+    from wam_video.inference.speed import SpeedConfig, speed_up
 
     device = torch_device(arguments.device)
+    speed = SpeedConfig(compile=arguments.compile, quantization=arguments.quantize, dtype=arguments.dtype)
     pipe = WAMPipeline.from_pretrained(arguments.model)
     if arguments.adapter is not None:
-        pipe.load_adapter(arguments.adapter)
+        pipe.load_adapter(arguments.adapter, merge=speed.changes_network)
     pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return pipe, {"model": arguments.model, "speed": speed_up(pipe, speed)}
 
 
 async def _serve(
-    pipe: "WAMPipeline", policy: "PolicyConfig", config: "ServerConfig", arguments: argparse.Namespace
+    pipe: "WAMPipeline",
+    policy: "PolicyConfig",
+    config: "ServerConfig",
+    arguments: argparse.Namespace,
+    facts: dict[str, Any],
 ) -> None:
     from wam_video.inference.server.app import PolicyServer
     from wam_video.inference.server.policy import Policy
     from wam_video.inference.server.record import Recorder
+    from wam_video.inference.server.warm_up import warm_up
 
     served, model = Policy(pipe, policy), arguments.model
     recorder = None if arguments.record is None else Recorder(arguments.record, served)
-    server = PolicyServer(served, config, {"model": model}, recorder)
+    server = PolicyServer(served, config, facts, recorder)
     log = get_logger(__name__)
-    seconds = served.warm_up(config.worker.max_batch)  # nobody is let in yet
+    seconds = warm_up(served, config.worker.max_batch, every_shape=arguments.compile != "none")  # nobody is let in yet
     await server.start()
     where = f"{'ws' if config.socket.tls_cert is None else 'wss'}://{config.socket.host}:{server.port}"
     log.info("warmed up in %.1f s; serving %s on %s", seconds, model, where)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from wam_video.evaluation.rollout import Plan, Row
 from wam_video.inference.chunk_player import Before
 from wam_video.inference.inputs import horizon
 from wam_video.inference.opening import Acting
+from wam_video.inference.speed import SpeedConfig
 from wam_video.tensors import Batch, Mode
 
 CONTROLS: dict[str, str] = {
@@ -74,6 +75,7 @@ class ModelOptions:
     continuation: str | None = None
     """What it makes of them: `prefix`, `guided` or `replace`; None: its own."""
     device: str = "cpu"
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
 
 
 class ModelAgent:

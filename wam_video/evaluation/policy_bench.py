@@ -5,7 +5,7 @@ turns in one process, in alternating order, so that a machine whose speed drifts
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from time import perf_counter, process_time
@@ -21,6 +21,7 @@ from wam_video.flow.scheduler import check_policy_path, guidance_scales
 from wam_video.flow.solvers import num_calls
 from wam_video.inference.pipeline import WAMPipeline
 from wam_video.inference.plan import DecisionConfig, decision_layout, plan_decision
+from wam_video.inference.speed import SpeedConfig, faster_copy, weight_bytes
 from wam_video.inference.stream import StreamSession
 from wam_video.models.devices import get_device
 from wam_video.models.flops import NetworkShape, count_parameters
@@ -43,6 +44,14 @@ class Variant:
     """Whether the video that a path makes is decoded."""
     recompute: bool = False
     """Whether a causal network goes without its cache (`policy_naive`)."""
+    compile: str = "none"
+    """As of `inference.speed.SpeedConfig`, like `quantize`."""
+    quantize: str = "none"
+
+    @property
+    def speed(self) -> SpeedConfig:
+        """How the network is run."""
+        return SpeedConfig(compile=self.compile, quantization=self.quantize)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,11 +106,14 @@ class Stopwatch:
                 self.seconds[part] += self.now() - began
                 self._inside = False
 
+        own = owner.__dict__.get(method)  # of a network that is replayed (`inference.speed`)
         owner.__dict__[method] = timed  # nn.Module would refuse a function as an attribute of a module's name
         try:
             yield
         finally:
             del owner.__dict__[method]
+            if own is not None:
+                owner.__dict__[method] = own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,11 +127,26 @@ class Timed:
     calls: int
 
 
+def run_as(pipe: WAMPipeline, variants: Sequence[Variant]) -> dict[str, WAMPipeline]:
+    """Return the pipeline of each variant: the given one, or one whose network is compiled or quantized; alike ones share it.
+
+    Raises:
+        ConfigError: The device or the network can't do what a variant says.
+    """
+    made = {SpeedConfig(): pipe}
+    for variant in variants:
+        if variant.speed not in made:
+            made[variant.speed] = faster_copy(pipe, variant.speed)
+    return {variant.name: made[variant.speed] for variant in variants}
+
+
 def measure(
-    pipe: WAMPipeline, config: PolicyBenchConfig, on_decision: Callable[[int, int], None] = lambda done, total: None
+    pipes: Mapping[str, WAMPipeline],
+    config: PolicyBenchConfig,
+    on_decision: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, list[Timed]]:
-    """Decide with every variant in turn and return the timings of each, warm-up left out."""
-    robots = {variant.name: _Robot(pipe, config, variant) for variant in config.variants}
+    """Decide with every variant, on its pipeline, in turn, and return the timings of each, warm-up left out."""
+    robots = {variant.name: _Robot(pipes[variant.name], config, variant) for variant in config.variants}
     found: dict[str, list[Timed]] = {name: [] for name in robots}
     rounds = config.warmup + config.decisions
     for turn in range(rounds):
@@ -211,11 +238,13 @@ def _calls(pipe: WAMPipeline) -> list[tuple[Any, str, str]]:
     return [*calls, (pipe.transformer, "observe", "prefill"), (pipe.transformer, "forward", "denoise")]
 
 
-def summary(pipe: WAMPipeline, config: PolicyBenchConfig, found: dict[str, list[Timed]], peak: str) -> dict[str, Any]:
+def summary(
+    pipes: Mapping[str, WAMPipeline], config: PolicyBenchConfig, found: dict[str, list[Timed]], peak: str
+) -> dict[str, Any]:
     """Return the figures as JSON-able numbers: latencies in milliseconds, parts, operations, and ratios to the first variant.
 
     Args:
-        pipe: The policy.
+        pipes: The policy, as each variant runs it.
         config: What was measured.
         found: The timings.
         peak: Name of the device of the roofline (`models.devices`).
@@ -223,8 +252,10 @@ def summary(pipe: WAMPipeline, config: PolicyBenchConfig, found: dict[str, list[
     Raises:
         ConfigError: There is no such device.
     """
-    first = found[config.variants[0].name]
-    on_paper = [_on_paper(pipe, config, variant, found[variant.name], peak) for variant in config.variants]
+    first, pipe = found[config.variants[0].name], pipes[config.variants[0].name]
+    on_paper = [
+        _on_paper(pipes[variant.name], config, variant, found[variant.name], peak) for variant in config.variants
+    ]
     return {
         "network": {
             "parameters": sum(count_parameters(pipe.transformer).values()),
@@ -236,6 +267,7 @@ def summary(pipe: WAMPipeline, config: PolicyBenchConfig, found: dict[str, list[
         "variants": [
             {
                 **asdict(variant),
+                "weights_mb": round(weight_bytes(pipes[variant.name].transformer) / 2**20, 3),
                 **_latencies(found[variant.name]),
                 **paper,
                 "fewer_flops": round(on_paper[0]["flops"] / paper["flops"], 3),

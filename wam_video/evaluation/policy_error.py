@@ -1,6 +1,6 @@
 """What a shortcut costs in actions: the error of each way to decide on recorded moments, beside that of the first way."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ _BATCH = 16
 
 
 def measure_errors(
-    pipe: WAMPipeline,
+    pipes: Mapping[str, WAMPipeline],
     variants: Sequence[Variant],
     folder: str,
     *,
@@ -32,7 +32,7 @@ def measure_errors(
     """Decide with every variant at the same recorded moments, from the same noise.
 
     Args:
-        pipe: The policy, trained.
+        pipes: The policy, trained, as each variant runs it (`policy_bench.run_as`).
         variants: Ways to decide; a way that `recompute`s gives the actions of the one that does not.
         folder: Shards; held-out episodes are read.
         windows: At most so many.
@@ -49,7 +49,7 @@ def measure_errors(
         ConfigError: The folder holds several bodies, and none is named, or not this one.
         DataError: The folder can't be read.
     """
-    data = open_windows(pipe.processor, folder, "val", windows)
+    data = open_windows(pipes[variants[0].name].processor, folder, "val", windows)
     groups = {group.spec.name: group for group in data.groups}
     name = embodiment or (next(iter(groups)) if len(groups) == 1 else "")
     if name not in groups:
@@ -61,7 +61,7 @@ def measure_errors(
         seeds = [window_seed(seed, key) for key in batch.keys]
         first: Float[Tensor, "b ta da"] | None = None
         for variant in variants:
-            actions = _decide(pipe, batch, variant, seeds)[..., : group.spec.action_dim]
+            actions = _decide(pipes[variant.name], batch, variant, seeds)[..., : group.spec.action_dim]
             first = actions if first is None else first
             found[variant.name].append(_sums(actions, first, batch, group))
         on_batch(number, len(starts))

@@ -25,6 +25,7 @@ from wam_video.evaluation.rollout import Agent, Episode, Job, LoopConfig, execut
 from wam_video.evaluation.success import Comparison, compare, compare_progress, paired, success_rate
 from wam_video.inference import loading
 from wam_video.inference.opening import Acting, open_checkpoint
+from wam_video.inference.speed import speed_up
 
 SCHEMA_VERSION = 1
 """Of `rollout.json`."""
@@ -104,10 +105,11 @@ def run(config: RolloutConfig, command: str = "", on_progress: Progress = lambda
     size, worlds = config.size, []
     for name, path in config.models.items():
         pipe = open_checkpoint(path).to(config.options.device)
+        speed = {"speed": speed_up(pipe, config.options.speed)}
         size = _size(config, pipe, name)
         worlds = _worlds(config, size, worlds)
         agent = ModelAgent(name, pipe, worlds[0].spec, config.options)
-        facts = _model_facts(agent, loading.resolve(path), config)
+        facts = _model_facts(agent, loading.resolve(path), config) | speed
         if config.real_time is not None:
             agent = RealTimeAgent(agent, config.loop, config.real_time)
         played.append(_play(config, worlds, agent, facts, on_progress))

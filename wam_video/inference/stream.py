@@ -74,6 +74,11 @@ class StreamSession:
     def __len__(self) -> int:
         return len(self.embodiments)
 
+    @property
+    def remembers(self) -> int:
+        """Chunks that each row keeps at most, its sinks included; 0 for a network without chunks."""
+        return self._memory.remembers
+
     def observe(
         self, frames: Any, state: Any = None, actions: Any = None, *, times: Any = None, rows: Rows = None
     ) -> None:

@@ -20,7 +20,7 @@ from wam_video.inference.inputs import horizon
 from wam_video.inference.noise import draw_noise
 from wam_video.inference.outputs import WAMOutput
 from wam_video.inference.sampling import VelocityField, twice, walk
-from wam_video.inference.stream_rows import Row, StreamRows, num_chunks
+from wam_video.inference.stream_rows import Row, StreamRows
 from wam_video.inference.stream_window import Decision, Observation, StreamSetup, Text
 from wam_video.models import video_codec
 from wam_video.models.kv_cache import KVCache
@@ -41,7 +41,6 @@ class ChunkMemory(StreamRows):
     def __init__(self, setup: StreamSetup, text: Text) -> None:
         super().__init__(setup)
         self._text, self._network = text, setup.transformer
-        self._keep = setup.window or self._network.attention.window or num_chunks(setup)
         self._dtype = self._network.patch_embedding.weight.dtype
         self._cache: KVCache | None = None
 

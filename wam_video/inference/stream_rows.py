@@ -204,6 +204,10 @@ class StreamRows:
         self._setup, self._window = setup, setup.processor.window
         self._rows = [Row(rhythm=Rhythm.of(setup, spec)) for spec in setup.specs]
         self._views = setup.view_mask
+        rule = setup.transformer.attention
+        self._keep = setup.window or rule.window or num_chunks(setup)
+        self.remembers = self._keep + rule.sink_chunks
+        """Chunks that each row keeps at most, its sinks included."""
 
     def begun(self, row: int) -> bool:
         """Say whether a row has observed anything."""

@@ -149,6 +149,9 @@ class WindowMemory:
         ConfigError: Chunks are to be kept, and there are none.
     """
 
+    remembers = 0
+    """Chunks."""
+
     def __init__(self, setup: StreamSetup, text: Text) -> None:
         self._setup, self._text = setup, text
         self._window = setup.processor.window

@@ -8,6 +8,7 @@ import pytest
 from wam_video.errors import ConfigError
 from wam_video.inference.server.dialects import Answer, Asked
 from wam_video.inference.server.policy import Policy, PolicyConfig
+from wam_video.inference.server.warm_up import warm_up
 from wam_video.testing import tiny_pipeline
 
 RULES: dict[str, dict[str, Any]] = {
@@ -177,7 +178,7 @@ def test_pictures_of_another_size_are_resized_as_the_data_were() -> None:
 
 def test_a_warm_policy_is_as_new() -> None:
     cold, warm = policy("causal"), policy("causal")
-    assert warm.warm_up(3) > 0
+    assert warm_up(warm, 3) > 0
     robot, twin = Robot(0), Robot(0)
     np.testing.assert_allclose(decide(cold, (0, robot.asks()))[0], decide(warm, (0, twin.asks()))[0], atol=1e-5)
 

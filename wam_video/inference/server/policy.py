@@ -146,26 +146,16 @@ class Policy:
             return
         factor = temporal_factor(pipe.vae)
         self._needed = min(1 if num_latents(pipe.vae, count) == count else factor, count)
-        self._per_chunk = rule.chunk_frames * factor
+        self.per_chunk = rule.chunk_frames * factor
         if execute is not None and abs(execute / self.ratio - round(execute / self.ratio)) > 1e-6:
             raise ConfigError(
                 f"--execute is {execute}; this checkpoint reads a frame every {self.stride:g} s, which are {self.ratio:g} actions: "
                 "give a multiple"
             )
 
-    def warm_up(self, rows: int) -> float:
-        """Decide once for one robot and once for many, so that the first of them does not wait; return the seconds."""
-        began = perf_counter()
-        size = (self.window.height or 64, self.window.width or 64)
-        frames = tuple(np.zeros((1, *size, 3), np.uint8) for _ in self.views)
-        state = self.state_range.mean(0).astype(np.float32) if self.state_range is not None else None
-        for count in sorted({1, min(rows, len(self._rows))}):
-            for answer in self.decide([(row, Asked(frames=frames, state=state)) for row in range(count)]):
-                if isinstance(answer, Exception):
-                    raise answer
-            for row in range(count):
-                self.reset(row)
-        return perf_counter() - began
+    def begun(self, row: int) -> bool:
+        """Say whether a robot has asked since its row was reset."""
+        return self._rows[row].begun
 
     def reset(self, row: int) -> None:
         """Forget a robot; another may have the row."""
@@ -201,7 +191,7 @@ class Policy:
         memories = {row: show.memory for row, show in shows.items()}
         each(
             requests,
-            lambda row: self._rows[row].frames % self._per_chunk if self.chunks else 0,
+            lambda row: self._rows[row].frames % self.per_chunk if self.chunks else 0,
             lambda rows: results.update(self._act(rows, memories, requests)),
         )
         milliseconds = (perf_counter() - began) * 1000
