@@ -65,9 +65,35 @@ def test_a_place_for_the_figures_is_found_before_they_are_measured(tmp_path, mon
     assert main(["train", "--output", str(tmp_path / "new" / "folder" / "x.json")]) == 0
     assert json.loads((tmp_path / "new" / "folder" / "x.json").read_text()) == {"seconds": 1}
     assert json.loads(capsys.readouterr().out) == {"seconds": 1}
+    with pytest.raises(ConfigError, match="a folder; give a file"):
+        main(["train", "--output", str(tmp_path / "new")])
     with pytest.raises(ConfigError, match="whose folder can't be made"):
         main(["train", "--output", str(tmp_path / "new" / "folder" / "x.json" / "y.json")])
     assert len(measured) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("train", "--runs", "0"), "--runs is 0; allowed: 1 or more"),
+        (("train", "--grid", "8", "0", "8"), r"--grid is \[8, 0, 8\]"),
+        (("train", "--device", "abacus"), "device is 'abacus'"),
+        (("data", "--runs", "0"), "--runs is 0"),
+        (("data", "--frames", "10"), "--frames is 10; allowed: 34 or more"),
+        (("data", "--windows", "0"), "--windows is 0"),
+        (("overhead", "--steps", "3"), "--steps is 3; allowed: 4 or more"),
+        (("convert", "--limit", "0"), "--limit is 0"),
+        (("convert", "--size", "3x3"), "even height"),
+        (("convert", "--ffmpeg", __file__), "--ffmpeg is"),
+    ],
+)
+def test_what_nothing_can_be_measured_of_is_told_before_the_work(monkeypatch, arguments, told):
+    for name in ("_our_step", "_timed"):
+        monkeypatch.setattr(bench, name, None)
+    for name in ("recordings", "write_shards"):
+        monkeypatch.setattr(formats, name, None)
+    with pytest.raises(ConfigError, match=told):
+        main(list(arguments))
 
 
 def test_every_benchmark_says_what_it_measures(capsys):

@@ -24,9 +24,11 @@ from wam_video.cli.bench_data import add_data
 from wam_video.cli.bench_delays import add_delays
 from wam_video.cli.bench_policy import add_policy
 from wam_video.cli.bench_step import add_overhead
+from wam_video.cli.options import torch_device
 from wam_video.errors import ConfigError
 from wam_video.log import progress, setup_logging
 from wam_video.models.transformer import WAMTransformer
+from wam_video.page import write_whole
 
 EXAMPLE = "example: wam-video bench train --layers 12 --heads 12 --head-dim 64 --grid 8 16 16"
 TEXT_DIM, TEXT_TOKENS = 64, 64
@@ -35,7 +37,7 @@ TEXT_DIM, TEXT_TOKENS = 64, 64
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
     parser = argparse.ArgumentParser(prog="wam-video bench", description=__doc__, epilog=EXAMPLE)
-    parser.set_defaults(command="")
+    parser.set_defaults(command="", least={})
     commands = parser.add_subparsers(dest="what", required=True)
     train = commands.add_parser("train", help="forward and backward against diffusers' Wan", epilog=EXAMPLE)
     train.add_argument("--layers", type=int, default=12)
@@ -47,7 +49,8 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--runs", type=int, default=5, help="counted pairs, after one warm-up")
     train.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     train.add_argument("--output", type=Path, help="write the figures as JSON here")
-    train.set_defaults(measure=bench_train)
+    least = {"layers": 1, "heads": 1, "head_dim": 1, "channels": 1, "grid": 1, "actions": 0, "runs": 1}
+    train.set_defaults(measure=bench_train, least=least)
     add_data(commands)
     add_convert(commands)
     add_overhead(commands)
@@ -62,6 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     setup_logging()
     given = sys.argv[1:] if argv is None else list(argv)
     args.command = shlex.join(["wam-video", "bench", *(given[1:] if given[:1] == ["bench"] else given)])
+    _check_counts(args)
     if args.output:
         _make_room(args.output)
     figures = args.measure(args)
@@ -70,16 +74,32 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     print(text)
     if args.output:
-        args.output.write_text(text + "\n")
+        write_whole(args.output.parent, args.output.name, (text + "\n").encode())
     return 0
+
+
+def _check_counts(args: argparse.Namespace) -> None:
+    """Refuse numbers of which nothing could be measured.
+
+    Raises:
+        ConfigError: One is below what its command says.
+    """
+    for name, low in args.least.items():
+        value = getattr(args, name)
+        if min(value if isinstance(value, list | tuple) else [value]) < low:
+            raise ConfigError(f"--{name.replace('_', '-')} is {value}; allowed: {low} or more")
 
 
 def _make_room(output: Path) -> None:
     """Make the folder of the figures before minutes are spent on them.
 
     Raises:
-        ConfigError: It can't be made.
+        ConfigError: It can't be made, or there is a folder in the place of the file.
     """
+    if output.is_dir():
+        raise ConfigError(
+            f"--output is {str(output)!r}, a folder; give a file to make, e.g. {str(output / 'figures.json')!r}"
+        )
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -89,7 +109,12 @@ def _make_room(output: Path) -> None:
 
 
 def bench_train(args: argparse.Namespace) -> dict[str, object]:
-    """Time the two networks in turn and return medians in seconds and the ratios pair by pair."""
+    """Time the two networks in turn and return medians in seconds and the ratios pair by pair.
+
+    Raises:
+        ConfigError: Torch can't use the device.
+    """
+    torch_device(args.device)
     steps = {"wam_video": _our_step(args), "diffusers": _their_step(args)}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for run in progress(range(args.runs + 1), what="pairs"):

@@ -50,21 +50,21 @@ def add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         help="binary (default: of the PATH, or imageio-ffmpeg's; none: only PyAV's libraries)",
     )
     add("--output", type=Path, help="write the figures as JSON here")
-    parser.set_defaults(measure=bench_convert)
+    parser.set_defaults(measure=bench_convert, least={"limit": 1, "runs": 1})
 
 
 def bench_convert(args: argparse.Namespace) -> dict[str, Any]:
     """Take turns and return frames per second of processor time, and the conversion's time over each transcode's."""
     logging.getLogger("libav").setLevel(logging.ERROR)
-    if args.limit < 1 or args.runs < 1:
-        raise ConfigError(f"--limit is {args.limit} and --runs is {args.runs}; both must be at least 1")
     size = parse_size(args.size)
+    config = WriterConfig(dataset="bench", height=size[0], width=size[1], clip_frames=100_000)
     ffmpeg = _ffmpeg(args.ffmpeg)
+    version = _version(ffmpeg)
     with TemporaryDirectory(prefix="wam-video-bench-") as name:
         folder = Path(name)
         videos = _videos(args, folder / "videos")
         works: dict[str, Callable[[], None]] = {
-            "convert": lambda: _convert(videos, folder / "shards", size),
+            "convert": lambda: _convert(videos, folder / "shards", config),
             "pyav": lambda: _each(videos, lambda path: _by_libraries(path, folder / "out.mp4", size)),
         }
         if ffmpeg:
@@ -81,7 +81,7 @@ def bench_convert(args: argparse.Namespace) -> dict[str, Any]:
             "frames": frames,
             "size": args.size,
             "encoder": {"name": "libx264", **h264_options()},
-            "ffmpeg": _version(ffmpeg),
+            "ffmpeg": version,
             "pyav": {"version": av.__version__, "libraries": _libraries()},
             "processor": processor(),
             "mib": {name: round(value, 2) for name, value in mib.items()},
@@ -128,10 +128,9 @@ def _videos(args: argparse.Namespace, folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def _convert(videos: Sequence[Path], output: Path, size: tuple[int, int]) -> None:
+def _convert(videos: Sequence[Path], output: Path, config: WriterConfig) -> None:
     shutil.rmtree(output, ignore_errors=True)
     source = open_source(videos[0].parent, "video", multiview="no")
-    config = WriterConfig(dataset="bench", height=size[0], width=size[1], clip_frames=100_000)
     manifest = convert(source, output, config)
     if manifest.skipped:
         raise DataError(f"{manifest.skipped[0].episode_id}: {manifest.skipped[0].reason}; leave that file out")

@@ -29,6 +29,8 @@ FRAMES = 33
 PER_WINDOW = FRAMES * len(formats.VIEWS)
 GROUPS = (1, 8, 32)
 """Windows cut from one clip in a row (`data.windows_per_decode`); 8 is the default, 1 shuffles freely as random access does."""
+_LEAST_SAMPLES = 320
+"""Ten batches, of which the memory of the first two is not looked at."""
 WINDOW = WindowConfig(
     num_context_frames=1,
     num_future_frames=FRAMES - 1,
@@ -55,7 +57,8 @@ def add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     add("--workers", type=int, default=1)
     add("--samples", type=int, default=10_000, help="over which memory must stay flat")
     add("--output", type=Path, help="write the figures as JSON here")
-    parser.set_defaults(measure=bench_data)
+    least = {"frames": FRAMES + 1, "runs": 1, "windows": 1, "step_ms": 0, "batch_size": 1, "steps": 1, "workers": 0}
+    parser.set_defaults(measure=bench_data, least={**least, "samples": _LEAST_SAMPLES})
 
 
 def bench_data(args: argparse.Namespace) -> dict[str, Any]:

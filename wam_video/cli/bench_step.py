@@ -47,7 +47,7 @@ def add_overhead(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add("--steps", type=int, default=12, help="of each engine, the first three not counted")
     add("--engines", nargs="*", default=list(ENGINES), help="files of launch/accelerate; run it where that folder is")
     add("--output", type=Path, help="write the figures as JSON here")
-    parser.set_defaults(measure=bench_overhead)
+    parser.set_defaults(measure=bench_overhead, least={"runs": 1, "steps": 4})
     worker = commands.add_parser("step", help="one process of `overhead`, which starts it")
     worker.add_argument("--steps", type=int, required=True)
     worker.add_argument("--output", type=Path, required=True)
