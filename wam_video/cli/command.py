@@ -3,7 +3,6 @@
 0 done, 1 the work failed, 2 the request was wrong (one line, no traceback: what, the value, what is allowed, what to do).
 """
 
-import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -11,9 +10,6 @@ from collections.abc import Callable, Sequence
 from wam_video.errors import ToldError, WamError
 
 DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
-
-_LOOK_FOR_KERNELS = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer")
-"""Loggers that warn, where torchao is installed, of what it has for other machines, as soon as diffusers is imported."""
 
 Body = Callable[[Sequence[str] | None], int | None]
 """A command: takes its arguments (None: those of the process) and returns an exit code, or None for done."""
@@ -24,8 +20,6 @@ def run(body: Body, argv: Sequence[str] | None = None) -> int:
 
     Example: `if __name__ == "__main__": sys.exit(run(main))` at the end of a command's module.
     """
-    for name in _LOOK_FOR_KERNELS:
-        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         return body(argv) or DONE
     except ToldError:
