@@ -82,6 +82,7 @@ def test_a_place_for_the_figures_is_found_before_they_are_measured(tmp_path, mon
         (("data", "--frames", "10"), "--frames is 10; allowed: 34 or more"),
         (("data", "--windows", "0"), "--windows is 0"),
         (("overhead", "--steps", "3"), "--steps is 3; allowed: 4 or more"),
+        (("policy", "--seed", "-5"), "--seed is -5; allowed: 0 or more"),
         (("convert", "--limit", "0"), "--limit is 0"),
         (("convert", "--size", "3x3"), "even height"),
         (("convert", "--ffmpeg", __file__), "--ffmpeg is"),

@@ -60,6 +60,7 @@ def test_the_pace_is_the_one_asked_for_where_the_delay_leaves_it() -> None:
         (("--delays", "0-4"), "allowed: up to 3"),
         (("--delays", "a"), "--delays is 'a'"),
         (("--delays", "3-1"), "at least one"),
+        (("--execute", "0"), "execute is 0; allowed: 1 or more"),
         (("--way", "speed=2"), "--way key is 'speed'"),
         (("--way", "blend=x"), "no value for blend"),
         (("--way", "continuation=guide"), "continuation is 'guide'"),

@@ -84,8 +84,8 @@ def _check_counts(args: argparse.Namespace) -> None:
     Raises:
         ConfigError: One is below what its command says.
     """
-    for name, low in args.least.items():
-        value = getattr(args, name)
+    for name, low in {"seed": 0, **args.least}.items():
+        value = getattr(args, name, low)
         if min(value if isinstance(value, list | tuple) else [value]) < low:
             raise ConfigError(f"--{name.replace('_', '-')} is {value}; allowed: {low} or more")
 

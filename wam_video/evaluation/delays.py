@@ -66,6 +66,10 @@ class DelaysConfig:
             raise ConfigError(f"ways are {', '.join(names) or 'none'}; give at least one, each once")
         if not self.delays or min(self.delays) < 0 or len(set(self.delays)) != len(self.delays):
             raise ConfigError(f"delays are {list(self.delays)}; give at least one of 0 or more, each once")
+        if self.execute is not None and self.execute < 1:
+            raise ConfigError(
+                f"execute is {self.execute}; allowed: 1 or more, or leave it out for all that a delay leaves"
+            )
         if self.episodes < 1:
             raise ConfigError(f"episodes is {self.episodes}; allowed: 1 or more")
 
