@@ -41,9 +41,10 @@ def markdown(document: Mapping[str, Any]) -> str:
         DataError: It is no record of an ablation.
     """
     try:
-        variants = _variants(document)
+        variants, missing = _variants(document), [f"- {line}" for line in _missing(document)]
+        fewer = " (fewer where some are missing, see below)" if missing else ""
         head = [
-            f"{len(document['seeds'])} seeds a variant, {_lengths(document)}; reference: `{document['reference']}`. "
+            f"{len(document['seeds'])} seeds a variant{fewer}, {_lengths(document)}; reference: `{document['reference']}`. "
             f"{document['method']} In brackets the interval; **better** and *worse* than the reference where that may be claimed, "
             "unmarked where it may not.",
             "",
@@ -55,7 +56,6 @@ def markdown(document: Mapping[str, Any]) -> str:
             for metric, body in _columns(document)
         ]
         claims = [f"- {line}" for line in conclusions(document)]
-        missing = [f"- {line}" for line in _missing(document)]
         return "\n".join([*head, *lines, "", *claims, *(["", "Not in the table:", "", *missing] if missing else [])])
     except (KeyError, TypeError) as error:
         raise DataError(f"the ablation lacks {error}; give the ablation.json that `wam-video ablate` wrote") from error

@@ -158,6 +158,7 @@ def test_what_differs_is_claimed_and_what_does_not_is_not() -> None:
     assert "video, PSNR of moving pixels (dB), arm: no difference to the reference can be claimed" in told
     assert "*worse*" in markdown(document) and "16 in all" in markdown(document)
     assert "the same steps and data;" in markdown(document)
+    assert "fewer where" not in markdown(document)
     longer = {**document, "variants": {**document["variants"], "b": ["steps=9", "x=1"]}}
     assert "steps by variant (`a` as configured, `b` 9, `c` as configured)" in markdown(longer)
     assert render(document) == render(document) and "no difference can be claimed" in render(document)
@@ -187,6 +188,7 @@ def test_missing_cells_are_told_and_nothing_is_made_up() -> None:
     document = record(study(), cells(a=SAME), missing)
     assert document["differences"] == [] and len(document["means"]) == len(METRICS)
     assert "b, seed 0: train failed" in markdown(document) and "not scored" in markdown(document)
+    assert "(fewer where some are missing" in markdown(document)
     assert record(study(), [], missing)["cells"] == []
 
 
