@@ -1,6 +1,7 @@
 """A latent action model in a folder: `model.safetensors`, `config.json` with its hash, `metrics.json`."""
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -25,9 +26,8 @@ def save_model(model: LatentActionModel, figures: Mapping[str, Any], folder: Pat
         DataError: The folder exists already, or can't be written.
     """
     check_new(folder)
-    partial = folder.with_name(folder.name + ".partial")
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")  # `.partial` may be labelling that waits to go on
     try:
-        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
         save_file(state, partial / WEIGHTS, metadata={"format": "pt"})
