@@ -2,8 +2,8 @@
 
 `bench train` times forward and backward of this library's network and of diffusers' `WanTransformer3DModel` of the same
 shape, taking turns in one process so that a machine whose speed drifts does not favour either; `bench overhead` the trainer's
-step and a plain loop's, and every engine; `bench data` the loader and random access into video files; `bench policy` a decision;
-`bench delays` a closed loop whose decisions take their time.
+step and a plain loop's, and every engine; `bench data` the loader and random access into video files; `bench convert` a
+conversion and a plain transcode; `bench policy` a decision; `bench delays` a closed loop whose decisions take their time.
 """
 
 import argparse
