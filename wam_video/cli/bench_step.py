@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from wam_video.cli.command import DONE
 from wam_video.errors import ConfigError
 from wam_video.log import progress
 from wam_video.tensors import Batch
@@ -244,6 +245,10 @@ def _worker(args: argparse.Namespace) -> dict[str, Any]:
     if trainer.engine.is_main:
         args.output.write_text(json.dumps(figures))
     trainer.engine.close()
+    if trainer.engine.num_processes > 1:
+        from wam_video.training.engines import leave
+
+        leave(DONE)
     return {}
 
 

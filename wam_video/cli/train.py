@@ -6,6 +6,7 @@ Under a launcher: `accelerate launch --config_file launch/accelerate/X.yaml -m w
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,12 +76,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _show(config)
     if not config.data.datasets:
         raise ConfigError("data.datasets is empty; give at least one, e.g. data.datasets.pusht.path=shards/pusht")
-    code = _train(config, watch=arguments.watch)
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        from wam_video.training.engines import leave
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return _train(config, watch=arguments.watch)
+    from wam_video.training.engines import leave
 
-        leave(code)
-    return code
+    try:
+        code = run(lambda _: _train(config, watch=arguments.watch))
+    except Exception:  # noqa: BLE001 - a mistake of ours; it must not wait for the other processes
+        traceback.print_exc()
+        code = FAILED
+    return leave(code)
 
 
 def _show(config: "TrainConfig") -> int:

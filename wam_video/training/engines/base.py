@@ -223,5 +223,6 @@ class Engine(ABC):
         self._accelerator.wait_for_everyone()
 
     def close(self) -> None:
-        """Leave the process group."""
-        self._accelerator.end_training()
+        """Leave the process group of one; a process of several is to end with `leave`, which says why."""
+        if self.num_processes == 1:
+            self._accelerator.end_training()

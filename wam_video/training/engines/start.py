@@ -76,11 +76,12 @@ def start_engine(config: EngineConfig, launch: Launch) -> Engine:
 
 
 def leave(code: int) -> NoReturn:
-    """End a process of several at once, after its engine is closed and all of its work is on disk.
+    """End a process of several at once, after all of its work is on disk.
 
-    Groups of processes that sharded weights or meshes hold live on, and their threads may still give back the tensors of the last
-    exchange. One that asks for the interpreter while that is being taken down aborts the process (`terminate called without an
-    active exception`), and a launcher would count a run that is complete as failed; so nothing is taken down.
+    Neither its process groups nor the interpreter are taken down: gloo's threads may still hold the tensors of the last exchange
+    and need the interpreter to give them back. While that is being taken down they abort the process (`terminate called without
+    an active exception`), and while a group's end waits for them with the interpreter in its hands, neither goes on. A launcher
+    would count a run that is complete as failed.
     """
     logging.shutdown()
     sys.stdout.flush()
