@@ -5,7 +5,9 @@ import os
 import re
 import shutil
 import signal
+import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -133,8 +135,14 @@ def _timeless(out: Path) -> dict[str, object]:
 
 
 def test_the_number_of_processes_changes_times_alone(
-    shards: Path, model: Path, tmp_path: Path, foreign_words: Callable[[], list[str]]
+    shards: Path,
+    model: Path,
+    tmp_path: Path,
+    foreign_words: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # Other processes begin as those of the command do, with its module first.
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", find_spec("wam_video.cli.evaluate"))
     options = ("--model", model, "--data", shards, "--windows", 5, "--steps", 1, "--batch-size", 2)
     found, pages = [], []
     for count in (1, 2):
