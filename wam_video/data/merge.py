@@ -12,7 +12,7 @@ from jaxtyping import Float
 from wam_video.data.action_kinds import ActionKinds, Kinds
 from wam_video.data.actions import action_at
 from wam_video.data.manifest import SampleEntry
-from wam_video.data.normalize import Stats, compute_stats, describe, load_stats
+from wam_video.data.normalize import RECORDED, Stats, compute_stats, describe, load_stats
 from wam_video.data.schema import EmbodimentSpec
 from wam_video.data.shard_set import ShardSet
 from wam_video.errors import ConfigError, DataError, one_of
@@ -96,6 +96,7 @@ def told_stats(stats: Stats, sets: Sequence[ShardSet], actions: Kinds, specs: Ma
         every = -(-sum(int(s.counts[i]) for s, i in places) // _MAX_WINDOWS) or 1
         rows = [found for s, i in places if len(found := _told(s, i, change, every))]
         if rows:
+            told[name] = {**told[name], RECORDED: told[name]["actions"]} if "actions" in told[name] else told[name]
             told[name]["actions"] = describe(np.concatenate(rows))
     return told
 

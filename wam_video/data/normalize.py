@@ -17,10 +17,13 @@ from wam_video.errors import ConfigError, DataError, one_of
 
 STATS_NAME = "stats.json"
 KINDS = ("quantile", "mean_std", "min_max")
+RECORDED = "recorded_actions"
 FIELDS = ("mean", "std", "min", "max", "q01", "q99")
 
 Stats = dict[str, dict[str, dict[str, Any]]]
-"""Embodiment -> `actions` | `state` -> field of `FIELDS` -> one number a dimension, and `count`."""
+"""Embodiment -> `actions` | `state` -> field of `FIELDS` -> one number a dimension, and `count`.
+
+Where a model is told actions otherwise than they are recorded, `actions` are those of what is told, and `RECORDED` of the others."""
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
@@ -64,6 +67,11 @@ def compute_stats(
         embodiment: {name: describe(np.concatenate(arrays)) for name, arrays in sorted(by_name.items())}
         for embodiment, by_name in sorted(rows.items())
     }
+
+
+def recorded_actions(by: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return one embodiment's statistics of the actions as a robot takes them, whatever a model is told; empty if there are none."""
+    return by.get(RECORDED, by.get("actions", {}))
 
 
 def describe(values: Float[np.ndarray, "n d"]) -> dict[str, Any]:

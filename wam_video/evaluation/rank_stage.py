@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from wam_video.data.normalize import recorded_actions
 from wam_video.data.simulation import Environment, open_environment
 from wam_video.errors import ConfigError
 from wam_video.evaluation.agents import Control, ModelAgent
@@ -173,7 +174,7 @@ class Stage:
 
 def action_scale(pipe: Acting, body: str) -> Float[np.ndarray, " da"]:
     """Return the standard deviation of each dimension of the actions that a checkpoint was trained on."""
-    return np.asarray(pipe.processor.config["stats"][body]["actions"]["std"], np.float64)
+    return np.asarray(recorded_actions(pipe.processor.config["stats"][body])["std"], np.float64)
 
 
 def _size(pipe: Acting, what: str) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from wam_video.data.loader import DataConfig, DatasetConfig, WindowDataset
 from wam_video.data.manifest import MANIFEST_NAME, Manifest, hash_file, load_manifest
+from wam_video.data.normalize import recorded_actions
 from wam_video.data.processor import WAMProcessor
 from wam_video.data.schema import EmbodimentSpec
 from wam_video.errors import ConfigError
@@ -80,7 +81,7 @@ def _group(processor: WAMProcessor, dataset: WindowDataset, spec: EmbodimentSpec
                 f"embodiment {spec.name!r} has {what} {getattr(spec, what)} in the data and {getattr(known, what)} in the "
                 "model; evaluate on data of the body that the model was trained on"
             )
-    stats = processor.config["stats"].get(spec.name, {}).get("actions", {})
+    stats = recorded_actions(processor.config["stats"].get(spec.name, {}))
     mean = torch.tensor(stats.get("mean", [0.0] * spec.action_dim), dtype=torch.float64)
     scale = torch.tensor(stats.get("std", [0.0] * spec.action_dim), dtype=torch.float64)
     scale = torch.where(scale > _CONSTANT * mean.abs().clamp(min=1.0), scale, 0.0)

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, UInt8
 from wam_video.data.actions import action_at
 from wam_video.data.encode import WriterConfig, encode_episode
 from wam_video.data.manifest import MANIFEST_NAME, Manifest, SampleEntry, ShardEntry, load_manifest
+from wam_video.data.normalize import recorded_actions
 from wam_video.data.processor import WAMProcessor
 from wam_video.data.reader import Clip, decode_clip, load_clip, read_sample, sample_info
 from wam_video.data.schema import Episode
@@ -279,7 +280,7 @@ def compare(recording: Recording, output: WAMOutput, processor: WAMProcessor) ->
     true = recording.actions
     if output.actions is not None and true is not None:
         made = np.asarray(output.actions[0])[: len(true), : true.shape[1]]
-        mean = np.asarray(processor.config["stats"][recording.embodiment]["actions"]["mean"], np.float32)
+        mean = np.asarray(recorded_actions(processor.config["stats"][recording.embodiment])["mean"], np.float32)
         held = recording.previous_action
         errors["actions"] = {
             "steps": len(made),

@@ -3,6 +3,8 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,8 @@ from wam_video.data.schema import EmbodimentSpec, Episode
 from wam_video.data.video import ArrayView
 from wam_video.data.windows import WindowConfig
 from wam_video.errors import ConfigError, DataError
+from wam_video.evaluation.studies import following
+from wam_video.evaluation.windows import open_windows
 
 NAMES = ("x", "turn_0", "turn_1", "turn_2", "grip")
 SPEC = EmbodimentSpec(
@@ -135,6 +139,19 @@ def test_a_batch_is_as_recorded_and_the_model_is_told_relative_actions_in_their_
     assert real.abs().max() > 0.5
     back = processor.denormalize_actions(normal, ids, origin)
     assert torch.allclose(back[batch.action_mask], batch.actions[batch.action_mask], atol=1e-5)
+
+
+def test_scores_and_controls_are_in_the_numbers_that_were_recorded(arm_shards: Path) -> None:
+    plain, told = (WAMProcessor.from_dataset(opened(arm_shards, actions)) for actions in ({}, {"arm": MOVES}))
+    one, other = (open_windows(processor, arm_shards, "train", 4).groups[0] for processor in (plain, told))
+    assert torch.equal(one.action_mean, other.action_mean)
+    assert torch.equal(one.action_scale, other.action_scale)
+    subject: Any = SimpleNamespace(group=other, open_environment=None, pipe=SimpleNamespace(processor=told))
+    batch = opened(arm_shards, {}).batch(range(3))
+    name, middle = following._still(subject)
+    assert name == "zero"
+    x = middle(batch)[:, :, 0] - batch.state[:, 1, None]  # the middle of what is told is near where the robot is
+    assert x.abs().max() < 0.5
 
 
 def test_a_saved_processor_tells_the_same(arm_shards: Path, tmp_path: Path) -> None:

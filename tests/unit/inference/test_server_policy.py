@@ -144,6 +144,17 @@ def test_actions_out_of_range_are_told_and_clipped_only_if_asked() -> None:
         assert bool((answer.actions[:, 1] > 0.1).any() or (answer.actions[:, 1] < 0).any()) is not clip
 
 
+def test_the_range_is_that_of_recorded_actions_where_the_model_is_told_others() -> None:
+    pipe = tiny_pipeline()
+    wide = {"min": [-1e3, -1e3], "max": [1e3, 1e3]}
+    pipe.processor.config["stats"]["arm"]["recorded_actions"] = wide
+    pipe.processor.config["stats"]["arm"]["actions"] |= {"min": [0, 0], "max": [1e-6, 1e-6]}
+    (answer,) = Policy(pipe, PolicyConfig(embodiment="arm", clip=True)).decide([(0, Robot(0).asks())])
+    assert isinstance(answer, Answer)
+    assert answer.out_of_range == ()
+    assert np.abs(answer.actions).max() > 1e-3
+
+
 def test_clipped_actions_are_those_that_were_carried_out() -> None:
     first, then = (Robot(seed).asks() for seed in (0, 1))
     served = policy("history", clip=True)

@@ -14,6 +14,7 @@ from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
+from wam_video.data.processor import Origin
 from wam_video.evaluation.clips import strip
 from wam_video.evaluation.metrics import video_scores, video_sums
 from wam_video.evaluation.open_loop import Generated, window_seed
@@ -203,7 +204,12 @@ def _still(subject: Subject) -> tuple[str, Callable[[Batch], Tensor]]:
     def middle(batch: Batch) -> Tensor:
         processor = subject.pipe.processor
         zeros = torch.zeros(len(batch), 1, processor.max_action_dim)
-        return _wide(processor.denormalize_actions(zeros, processor.indices(batch.embodiments))[..., :width], batch)
+        every = torch.ones(len(batch), dtype=torch.bool)
+        origin = Origin(
+            state=batch.state, mask=batch.state_mask, rows=every
+        )  # for actions that are told relative to it
+        bodies = processor.indices(batch.embodiments)
+        return _wide(processor.denormalize_actions(zeros, bodies, origin)[..., :width], batch)
 
     return "zero", middle
 

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from wam_video.data.manifest import load_manifest
+from wam_video.data.normalize import recorded_actions as recorded_stats
 from wam_video.data.reader import load_npy, read_sample
 from wam_video.evaluation.open_loop import window_seed
 from wam_video.evaluation.studies.ledger import Figure, Ledger, Part, refused, walk
@@ -134,9 +135,9 @@ def _previous(subject: Subject, part: Part) -> Float[Tensor, "b da"] | None:
 def _limits(subject: Subject) -> Limits | None:
     """Return what the recorded actions of the training split do; None if there are none, or none that change."""
     group = subject.group
-    stats = subject.pipe.processor.config["stats"].get(group.spec.name, {}).get("actions")
+    stats = recorded_stats(subject.pipe.processor.config["stats"].get(group.spec.name, {}))
     recorded = recorded_actions(str(subject.data.facts["path"]), group.spec.name)
-    if stats is None or not recorded or not bool((group.action_scale > 0).any()):
+    if not stats or not recorded or not bool((group.action_scale > 0).any()):
         return None
     return Limits.of(
         recorded,

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from wam_video.data.normalize import recorded_actions
 from wam_video.data.video import resize
 from wam_video.errors import ConfigError, WamError, one_of
 from wam_video.flow.continuation import check_continuation
@@ -130,7 +131,8 @@ class Policy:
         self._fit = processor.fit(self.spec.name)
         self._rhythm(pipe)
         stats = processor.config["stats"][self.spec.name]
-        self._low, self._high = (np.asarray(stats["actions"][end], np.float32) for end in ("min", "max"))
+        acted = recorded_actions(stats)
+        self._low, self._high = (np.asarray(acted[end], np.float32) for end in ("min", "max"))
         self.state_range = np.asarray([stats["state"]["min"], stats["state"]["max"]]) if self.spec.state_dim else None
         self._rows = [_Row(prompt=config.prompt) for _ in range(config.max_sessions)]
 
