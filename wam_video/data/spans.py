@@ -28,7 +28,10 @@ _STANDS_OUT = 3.0
 _AROUND = 6
 """Frames to each side that a cut is compared with."""
 _MIN_SCENE_S = 0.5
-_ALIGNED = 1e-3
+_ALIGNED, _APART = 0.05, 0.25
+"""Action periods that a part's first frame may be farther from an action than the best one near, and at most."""
+_NEAR_S = 1.0
+"""How far a part's beginning is moved for a better fit: where clocks drift, the best one of all may be minutes away."""
 _DRIFT = 3.0
 """Times the tolerance which a whole stretch of rest may cover: its ends reach into the motion before and after."""
 
@@ -94,7 +97,9 @@ def _part(episode: Episode, start: float, stop: float) -> tuple[float, Episode] 
     begins = first[(first >= start - 1e-6) & (first < stop)]
     if rate:  # a part begins where a frame and an action begin together
         misfit = np.abs(begins * rate - np.rint(begins * rate))
-        begins = begins[misfit <= max(_ALIGNED, float(misfit.min(initial=0.25)) if len(misfit) else 0)]
+        begins, misfit = begins[misfit <= _APART + 1e-9], misfit[misfit <= _APART + 1e-9]
+        near = misfit[begins <= begins[:1] + _NEAR_S]
+        begins = begins[misfit <= near.min(initial=_APART) + _ALIGNED]
     if not len(begins):
         return None
     origin, views, last = float(begins[0]), {}, np.inf

@@ -139,6 +139,20 @@ def test_parts_begin_where_a_frame_and_an_action_begin_together() -> None:
     assert starts == [("ep0-0000", 19, 36), ("ep0-0001", 21, 40)]
 
 
+@pytest.mark.parametrize(("period", "shake"), [(1 / 19.98, 0.0), (0.05, 0.002)])
+def test_clocks_that_drift_or_shake_cost_a_part_a_second_at_most(period: float, shake: float) -> None:
+    rng = np.random.default_rng(0)
+    times = np.arange(800) * period + rng.uniform(0, shake, 800)
+    episode = robot(np.ones(800))
+    view = ArrayView(np.zeros((800, 16, 16, 3), np.uint8), times)
+    spec = replace(episode.embodiment, fps=1 / period)
+    episode = replace(episode, embodiment=spec, views={"cam": view}, spans=((4.0, 36.0),))
+    encoded = encode_spans(episode, replace(WRITER, clip_frames=10_000))
+    (clip,) = encoded.clips
+    assert clip.num_actions >= 30 / period
+    assert clip.num_frames >= 30 / period
+
+
 def test_an_episode_that_never_moves_or_failed_is_left_out_by_name() -> None:
     still = robot(np.zeros(40))
     still.state[:] = still.state[:1]  # type: ignore[index]
