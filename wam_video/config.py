@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from wam_video.errors import ConfigError, one_of
@@ -67,6 +67,10 @@ def _read_yaml(path: str | Path) -> DictConfig:
 
 def _check_keys(schema: Any, layer: Any, prefix: str) -> None:
     """Refuse unknown keys of structured nodes before OmegaConf does, to name the whole path and the nearest key."""
+    kinds = {DictConfig: "mapping of keys to values", ListConfig: "list"}
+    wanted, found = (next((told for kind, told in kinds.items() if isinstance(x, kind)), "") for x in (schema, layer))
+    if wanted and found and wanted != found:
+        raise ConfigError(f"{prefix.rstrip('.')} is a {found}; it must be a {wanted}")
     if not isinstance(schema, DictConfig) or not isinstance(layer, DictConfig):
         return
     if OmegaConf.get_type(schema) is dict:

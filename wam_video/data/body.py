@@ -56,6 +56,10 @@ class GripperConfig:
     open: float = 1.0
     closed: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.open) and math.isfinite(self.closed)):
+            raise ConfigError(f"a gripper's ends are open {self.open} and closed {self.closed}; they must be finite")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelConfig:
@@ -107,6 +111,8 @@ class ChannelConfig:
             self.gripper.open == self.gripper.closed or self.unit or self.recorded_unit or self.recorded_scale != 1
         ):
             raise ConfigError(f"{what} is a gripper; give two different ends, and no units or recorded_scale")
+        if self.gripper is not None and self.kind == "delta":
+            raise ConfigError(f"{what} has a gripper's ends, which a delta has not; give recorded_scale instead")
         if not (math.isfinite(self.recorded_scale) and self.recorded_scale):
             raise ConfigError(f"{what}: recorded_scale is {self.recorded_scale}; it must be finite and not 0")
 
@@ -187,6 +193,7 @@ def with_body(episode: Episode, body: BodyConfig) -> Episode:
 
     Raises:
         ConfigError: The file asks for a channel or view that the recording does not have, or contradicts what it says.
+        DataError: The recording's rows are not as wide as it says.
     """
     spec = episode.embodiment
     for what, stated, found in (
@@ -206,8 +213,11 @@ def with_body(episode: Episode, body: BodyConfig) -> Episode:
     arrays: dict[str, Any] = {}
     notes: list[str] = []
     for what, channels, rows in (("actions", body.actions, episode.actions), ("state", body.state, episode.state)):
-        if not channels or not (spec.action_dim if what == "actions" else spec.state_dim):
+        width = spec.action_dim if what == "actions" else spec.state_dim
+        if not channels or not width:
             continue
+        if rows is not None and rows.shape[1:] != (width,):
+            raise DataError(f"{what} has shape {rows.shape}; expected {width} numbers a row")
         facts |= _facts(channels, spec, what)  # of episodes whose actions are missing, too: it is one body
         if rows is not None:
             arrays[what] = _converted(rows, channels, spec, what, notes)
@@ -261,9 +271,9 @@ def _recorded_unit(channel: ChannelConfig, spec: EmbodimentSpec, what: str, plac
     if channel.recorded_scale != 1:
         said.discard("normalised")  # what the scale undoes
     stated = channel.recorded_unit
-    if len(said) == 1 and stated and said != {stated}:
+    if stated and (other := sorted(said - {stated})):
         raise ConfigError(
-            f"channel {channel.name!r} has recorded_unit {stated!r}, the source says {said.pop()!r}; mend the file"
+            f"channel {channel.name!r} has recorded_unit {stated!r}, the source says {other[0]!r}; mend the file"
         )
     unit = stated or (said.pop() if len(said) == 1 else "") or channel.unit
     if channel.recorded_rotation in _ANGLES and UNITS.get(unit, ("",))[0] != "angle":

@@ -11,7 +11,7 @@ from wam_video.data.body import ChannelConfig, body_from_dict, body_to_dict, loa
 from wam_video.data.rotations import convert_rotation
 from wam_video.data.schema import EmbodimentSpec, Episode
 from wam_video.data.video import ArrayView
-from wam_video.errors import ConfigError
+from wam_video.errors import ConfigError, DataError
 
 BODIES = sorted(Path(__file__).parents[3].glob("data_pipelines/embodiments/*.yaml"))
 NAMES = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "grip")
@@ -115,6 +115,9 @@ def test_rotations_come_back_from_what_is_stored(tmp_path: Path) -> None:
         ("kind: delta, frame", "kind: relative, frame", "kind is 'relative'; allowed: absolute, delta"),
         ("name: x", "name: z", "'z' twice"),
         ("unit: m,", "units: m,", "unit"),
+        ("{front: cam_0, wrist: cam_1}", "[cam_0]", "views is a list; it must be a mapping"),
+        ("closed: 0.04", "closed: .inf", "must be finite"),
+        ("0.04}, kind: absolute", "0.04}, kind: delta", "which a delta has not"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_named(old: str, new: str, message: str, tmp_path: Path) -> None:
@@ -127,6 +130,18 @@ def test_a_unit_that_the_source_denies_is_refused(tmp_path: Path) -> None:
     said = recording(action_units=("m", "m", "m", "rad", "rad", "rad", "normalised"))
     with pytest.raises(ConfigError, match="recorded_unit 'mm', the source says 'm'"):
         with_body(said, body(tmp_path))
+
+
+def test_a_unit_of_one_angle_that_the_source_denies_is_refused(tmp_path: Path) -> None:
+    said = recording(action_units=("mm", "m", "mm", "deg", "rad", "deg", "unknown"))
+    with pytest.raises(ConfigError, match="recorded_unit 'deg', the source says 'rad'"):
+        with_body(said, body(tmp_path))
+
+
+def test_rows_of_another_width_are_the_recordings_fault_alone(tmp_path: Path) -> None:
+    raw = recording()
+    with pytest.raises(DataError, match=r"actions has shape \(9, 5\); expected 7"):
+        with_body(replace(raw, actions=raw.actions[:, :5]), body(tmp_path))  # type: ignore[index]
 
 
 def test_what_the_source_says_need_not_be_said_again(tmp_path: Path) -> None:
