@@ -13,7 +13,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from wam_video.data.rotations import WIDTHS, from_matrix, to_matrix
+from wam_video.data.rotations import WIDTHS, convert_rotation, from_matrix, to_matrix
 from wam_video.data.schema import EmbodimentSpec
 from wam_video.errors import ConfigError, one_of
 
@@ -83,9 +83,14 @@ class ActionKinds:
             if not change.rotation:
                 told[..., change.action] = number(part, start, change.kind)
                 continue
-            turned = rotation(to_matrix(part, change.rotation), to_matrix(start, change.state_rotation), change.kind)
+            turned = rotation(_matrix(part, change.rotation), _matrix(start, change.state_rotation), change.kind)
             told[..., change.action] = from_matrix(turned, change.rotation)
         return told.float()
+
+
+def _matrix(x: Tensor, source: str) -> Tensor:
+    """Return rotation matrices, also of nine numbers that a model says, which are none by themselves."""
+    return to_matrix(convert_rotation(x, source, "rot6d"), "rot6d") if source == "matrix" else to_matrix(x, source)
 
 
 def _tell_number(part: Tensor, start: Tensor, kind: str) -> Tensor:

@@ -14,7 +14,7 @@ from tests.unit.data.conftest import write_shards
 from wam_video.data.action_kinds import ActionKinds
 from wam_video.data.loader import DataConfig, DatasetConfig, WindowDataset
 from wam_video.data.processor import Origin, WAMProcessor
-from wam_video.data.rotations import convert_rotation
+from wam_video.data.rotations import WIDTHS, convert_rotation
 from wam_video.data.schema import EmbodimentSpec, Episode
 from wam_video.data.video import ArrayView
 from wam_video.data.windows import WindowConfig
@@ -92,6 +92,27 @@ def test_what_is_told_comes_back(kinds: dict[str, str]) -> None:
     told = change.tell(actions, state)
     assert not torch.allclose(told, actions, atol=0.1)
     assert torch.allclose(change.recall(told, state), actions, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["relative", "delta"])
+@pytest.mark.parametrize("rotation", ["rot6d", "matrix"])
+def test_what_a_model_says_of_a_rotation_becomes_one(rotation: str, kind: str) -> None:
+    width = WIDTHS[rotation]
+    names = tuple(f"turn_{i}" for i in range(width))
+    known = ("absolute",) * width
+    spec = replace(
+        SPEC,
+        action_dim=width,
+        action_names=names,
+        action_units=(),
+        action_kinds=known,
+        action_rotations=(rotation,) * width,
+    )
+    said = torch.randn(2, 6, width, generator=torch.Generator().manual_seed(0))
+    acted = ActionKinds(spec, {"turn": kind}).recall(said, some(2)[1])
+    matrix = convert_rotation(acted, rotation, "matrix").reshape(2, 6, 3, 3)
+    assert torch.allclose(matrix @ matrix.mT, torch.eye(3).expand(2, 6, 3, 3), atol=1e-5)
+    assert torch.allclose(torch.linalg.det(matrix), torch.ones(2, 6), atol=1e-5)
 
 
 @pytest.mark.parametrize(
