@@ -9,7 +9,6 @@ from wam_video.data.body import BodyConfig, body_from_dict, with_body
 from wam_video.data.schema import Episode
 from wam_video.data.sources import SkippedEpisode
 from wam_video.data.spans import check_tolerance, merge_spans, moving_spans, scene_spans
-from wam_video.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -64,13 +63,14 @@ def refine(item: Episode | SkippedEpisode, config: RefineConfig, *, look: bool =
         reason = "it failed" if item.success is False else "it does not say whether it succeeded"
         return SkippedEpisode(episode_id=item.episode_id, reason=f"{reason}, and only successes are asked for")
     episode = item if config.parsed_body is None else with_body(item, config.parsed_body)
+    if not episode.views:
+        reason = "it has no views; a sample needs at least one video"
+        return SkippedEpisode(episode_id=item.episode_id, reason=reason)
     idle = moving_spans(episode, config.drop_idle_s, config.idle_tolerance) if config.drop_idle_s else None
     if idle == ():
         return SkippedEpisode(episode_id=item.episode_id, reason="the robot never moves")
     scenes = None
     if config.split_scenes and look and episode.actions is None:
-        if not episode.views:
-            raise DataError("it has no views; a sample needs at least one video")
         scenes = scene_spans(next(iter(episode.views.values())))
     spans = merge_spans([episode.spans, idle, scenes])
     notes = [note for note, given in (("idle_parts_left_out", idle), ("split_at_cuts", scenes)) if given is not None]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wam_video.data.convert import convert, plan
+from wam_video.data.convert import convert, encode_recording, plan
 from wam_video.data.encode import WriterConfig
 from wam_video.data.loader import DataConfig, DatasetConfig, WindowDataset
 from wam_video.data.manifest import load_manifest
@@ -163,6 +163,14 @@ def test_an_episode_that_never_moves_or_failed_is_left_out_by_name() -> None:
     reasons = [refine(replace(half_idle(), success=success), only) for success in (False, None)]
     assert ["failed" in r.reason for r in reasons if isinstance(r, SkippedEpisode)] == [True, False]
     assert isinstance(refine(replace(half_idle(), success=True), only), Episode)
+
+
+def test_a_recording_without_a_wanted_view_is_left_out_by_name() -> None:
+    lacks = replace(half_idle(), views={})
+    for refining in (RefineConfig(), RefineConfig(drop_idle_s=1.0)):
+        (skipped,) = plan(Recorded(lacks), refining=refining).skipped  # type: ignore[arg-type]
+        assert "no views" in skipped.reason
+        assert isinstance(encode_recording(lacks, WRITER, refining), SkippedEpisode)
 
 
 def scene(seed: int, frames: int, flash: int | None = None) -> np.ndarray:
