@@ -89,7 +89,7 @@ def _encode(arguments: argparse.Namespace) -> int:
             )
         return _encode_texts(Path(arguments.shards), config, arguments.device)
     if arguments.executor is not None:
-        return _by_tasks(arguments)
+        return _by_tasks(arguments, config)
     part, num_parts = _part(arguments.part)
     options = EncodeConfig(
         window=config.data.window,
@@ -116,9 +116,10 @@ def _encode(arguments: argparse.Namespace) -> int:
     return _encode_texts(arguments.output, config, arguments.device) if arguments.texts else DONE
 
 
-def _by_tasks(arguments: argparse.Namespace) -> int:
+def _by_tasks(arguments: argparse.Namespace, config: "TrainConfig") -> int:
     """Have every part made by a process of its own, here or on a cluster; the last one finishes the folder."""
     from wam_video.data.manifest import load_manifest
+    from wam_video.data.store import as_store
     from wam_video.data.tasks import Part, run_parts
 
     if arguments.part != "0/1" or arguments.workers < 1:
@@ -133,16 +134,16 @@ def _by_tasks(arguments: argparse.Namespace) -> int:
     given = {"codec": arguments.codec, "subfolder": arguments.subfolder, "every": arguments.every}
     given |= {"batch-size": arguments.batch_size, "device": arguments.device, "output": output}
     values = [part for name, value in given.items() if value is not None for part in (f"--{name}", str(value))]
-    config = ["--config", *arguments.config] if arguments.config else []
+    keys = ["--config", *arguments.config] if arguments.config else []
     shards = str(Path(arguments.shards).resolve()) if Path(arguments.shards).exists() else arguments.shards
     run_parts(
-        Part(("wam_video.cli.main", "data", "encode", shards, *flags, *values, *config)),
+        Part(("wam_video.cli.main", "data", "encode", shards, *flags, *values, *keys)),
         output.with_name(output.name + ".logs"),
         arguments.executor,
         parts=arguments.workers,
         options=parse_options(arguments.executor_option, "--executor-option"),
         done=lambda: {path.name for path in output.with_name(output.name + ".partial").glob("*.tar.json")},
-        total=len(load_manifest(shards).shards),
+        total=len(load_manifest(as_store(shards, config.data.store)).shards),
     )
     if arguments.executor == "local":
         print(f"{arguments.output}: {load_manifest(output).counts['total']['samples']} clips")

@@ -94,6 +94,9 @@ class Encoder:
             keep_video=config.keep_video,
             teacher=None if teacher is None else teacher.about,
         )
+        self._made = config.num_parts > 1 and self._is_made()
+        if self._made:  # by the other parts, before this one began
+            return
         if output.exists():
             raise DataError(f"output {str(output)!r} exists already; remove it or choose another folder")
         self._check_plan()
@@ -104,6 +107,8 @@ class Encoder:
         Raises:
             DataError: The disk is full, or no clip could be encoded.
         """
+        if self._made:
+            return load_manifest(self._output)
         mine = self._manifest.shards[self._config.part :: self._config.num_parts]
         todo = [shard for shard in mine if not self._record(shard.name).is_file()]
         try:
@@ -115,6 +120,15 @@ class Encoder:
                 f"can't write to {str(self._partial)!r}: {error.strerror or error}; make room and start again: finished "
                 "shards are kept"
             ) from error
+
+    def _is_made(self) -> bool:
+        """Say whether the output holds what this would make."""
+        if not (self._output / MANIFEST_NAME).is_file():
+            return False
+        made = load_manifest(self._output)
+        wanted = json.loads(json.dumps(self._encoding.to_option()))
+        same = made.options.get(OPTION) == wanted and made.dataset == self._manifest.dataset
+        return same and {shard.name for shard in made.shards} <= {shard.name for shard in self._manifest.shards}
 
     def _check_plan(self) -> None:
         """Write down what is being made, or refuse to go on with something else."""

@@ -8,6 +8,7 @@ import os
 import pickle
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -262,6 +263,31 @@ def test_parts_in_any_order_and_alone_make_the_same_bytes(pixels, tmp_path):
     assert digests(tmp_path / "alone") == digests(tmp_path / "parts")
     verify_manifest(tmp_path / "parts", load_manifest(tmp_path / "parts"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["alone", "parts"]
+
+
+def test_a_part_that_begins_after_the_others_made_all_is_done(pixels, tmp_path):
+    codec = PixelCodec(patch_size=4)
+    made = encode_to(tmp_path / "out", pixels, codec)
+    late = encode_to(tmp_path / "out", pixels, codec, part=2, num_parts=3)
+    assert late == made
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(DataError, match="exists already"):
+        encode_to(tmp_path / "out", pixels, PixelCodec(patch_size=4, std=0.7), part=2, num_parts=3)
+
+
+def test_tasks_over_shards_afar_ask_the_store_as_the_run_does(monkeypatch, tmp_path):
+    read = []
+
+    def manifest_of(folder):
+        read.append(folder)
+        return SimpleNamespace(shards=())
+
+    monkeypatch.setattr("wam_video.data.manifest.load_manifest", manifest_of)
+    monkeypatch.setattr("wam_video.data.tasks.run_parts", lambda *args, **kwargs: None)
+    asked = ["data", "encode", "memory://shards", "--codec", "pixel", "--output", str(tmp_path / "out")]
+    asked += ["--executor", "slurm", "--config", "data.store.retries=0", f"data.store.cache_dir={tmp_path}"]
+    assert command(asked) == 0
+    assert read[0]._config.retries == 0
 
 
 def _encode_and_die(source, output, kept):
