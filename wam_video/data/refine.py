@@ -8,7 +8,7 @@ from typing import Any
 from wam_video.data.body import BodyConfig, body_from_dict, with_body
 from wam_video.data.schema import Episode
 from wam_video.data.sources import SkippedEpisode
-from wam_video.data.spans import check_tolerance, merge_spans, moving_spans, scene_spans
+from wam_video.data.spans import check_tolerance, merge_spans, moving_spans, rows_misfit, scene_spans
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ def refine(item: Episode | SkippedEpisode, config: RefineConfig, *, look: bool =
     if not episode.views:
         reason = "it has no views; a sample needs at least one video"
         return SkippedEpisode(episode_id=item.episode_id, reason=reason)
+    if config.drop_idle_s and (misfit := rows_misfit(episode)):
+        return SkippedEpisode(episode_id=item.episode_id, reason=misfit)
     idle = moving_spans(episode, config.drop_idle_s, config.idle_tolerance) if config.drop_idle_s else None
     if idle == ():
         return SkippedEpisode(episode_id=item.episode_id, reason="the robot never moves")

@@ -70,6 +70,8 @@ def encode_spans(episode: Episode, config: WriterConfig) -> EncodedEpisode:
     """
     if episode.spans is None:
         return encode_episode(episode, config)
+    if misfit := rows_misfit(episode):
+        raise DataError(misfit)
     parts = [part for span in episode.spans if (part := _part(episode, *span)) is not None]
     if not parts:
         raise DataError("nothing is left of it")
@@ -88,6 +90,15 @@ def encode_spans(episode: Episode, config: WriterConfig) -> EncodedEpisode:
     return EncodedEpisode(
         episode_id=episode.episode_id, embodiment=spec, clips=tuple(clips), notes=tuple(sorted(notes))
     )
+
+
+def rows_misfit(episode: Episode) -> str:
+    """Say what is wrong where state or reward do not go with the actions, which its parts would not show; empty if all is well."""
+    steps = 0 if episode.actions is None else len(episode.actions)
+    for what, rows, wanted in (("state", episode.state, steps + 1), ("reward", episode.reward, steps)):
+        if rows is not None and len(rows) != wanted:
+            return f"{what} has {len(rows)} rows for {steps} actions; expected {wanted}"
+    return ""
 
 
 def _part(episode: Episode, start: float, stop: float) -> tuple[float, Episode] | None:

@@ -173,6 +173,18 @@ def test_a_recording_without_a_wanted_view_is_left_out_by_name() -> None:
         assert isinstance(encode_recording(lacks, WRITER, refining), SkippedEpisode)
 
 
+def test_rows_that_do_not_fit_each_other_are_refused_though_parts_would_fit() -> None:
+    good = half_idle()
+    assert good.state is not None
+    for wrong in (
+        replace(good, state=np.concatenate([good.state] * 2)),
+        replace(good, reward=np.zeros(130, np.float32)),
+    ):
+        skipped = encode_recording(wrong, WRITER, RefineConfig(drop_idle_s=1.0))
+        assert isinstance(skipped, SkippedEpisode)
+        assert "expected 12" in skipped.reason
+
+
 def scene(seed: int, frames: int, flash: int | None = None) -> np.ndarray:
     rng = np.random.default_rng(seed)
     ground = np.kron(rng.integers(0, 255, (4, 4, 3)), np.ones((8, 8, 1)))
