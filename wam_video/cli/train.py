@@ -76,16 +76,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _show(config)
     if not config.data.datasets:
         raise ConfigError("data.datasets is empty; give at least one, e.g. data.datasets.pusht.path=shards/pusht")
-    if os.environ.get("WORLD_SIZE", "1") == "1":
-        return _train(config, watch=arguments.watch)
-    from wam_video.training.engines import leave
+    from wam_video.training.engines import is_one_of_several, leave
 
     try:
         code = run(lambda _: _train(config, watch=arguments.watch))
-    except Exception:  # noqa: BLE001 - a mistake of ours; it must not wait for the other processes
-        traceback.print_exc()
+    except Exception:
+        if not is_one_of_several():
+            raise
+        traceback.print_exc()  # a mistake of ours; it must not wait for the other processes
         code = FAILED
-    return leave(code)
+    return leave(code) if is_one_of_several() else code
 
 
 def _show(config: "TrainConfig") -> int:

@@ -4,7 +4,7 @@
 """
 
 from wam_video.training.engines.base import Engine, EngineConfig, Launch
-from wam_video.training.engines.start import leave, start_engine
+from wam_video.training.engines.start import is_one_of_several, leave, start_engine
 from wam_video.training.engines.weights import Fragment, Weights
 
-__all__ = ["Engine", "EngineConfig", "Fragment", "Launch", "Weights", "leave", "start_engine"]
+__all__ = ["Engine", "EngineConfig", "Fragment", "Launch", "Weights", "is_one_of_several", "leave", "start_engine"]

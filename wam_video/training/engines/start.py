@@ -75,6 +75,11 @@ def start_engine(config: EngineConfig, launch: Launch) -> Engine:
     return engine
 
 
+def is_one_of_several() -> bool:
+    """Whether this process has joined others; then it is to end with `leave`."""
+    return torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+
+
 def leave(code: int) -> NoReturn:
     """End a process of several at once, after all of its work is on disk.
 
